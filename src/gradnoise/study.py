@@ -1,0 +1,220 @@
+"""What a study runs: the typed form of `config/<study>.yaml`.
+
+Science only: no threads, no folders, no memory. The JSON schema in `workflow/schemas/` is generated from
+these models. An arm or a cell is data, so a new one needs no code.
+"""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from gradnoise import strict_yaml
+from gradnoise.errors import InputError
+
+M = TypeVar("M", bound=BaseModel)
+
+Count = Annotated[int, Field(ge=1, strict=True)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+
+
+class Strict(BaseModel):
+    """No unknown key, no NaN, no change after loading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class PairTask(Strict):
+    """Pair-token few-shot classification (blocks A and B)."""
+
+    kind: Literal["pair"]
+    classes: Count = Field(description="K, classes with a fixed label")
+    features: Count = Field(description="D, dimension of an item")
+    labels: Count = Field(description="L, labels; chance of an in-weights answer is 1/L")
+    context_classes: Count = Field(description="distinct classes in a context")
+    copies: Count = Field(description="items of each class in a context")
+    item_noise: Annotated[float, Field(ge=0)] = Field(description="eps, item noise relative to class spread")
+    in_context: Fraction = Field(description="pB, probability that the query's class is in the context")
+
+    @model_validator(mode="after")
+    def _fits(self) -> "PairTask":
+        if self.context_classes >= self.classes:
+            raise ValueError("context_classes must be below classes")
+        if self.context_classes > self.labels:
+            raise ValueError("context_classes must not exceed labels")
+        return self
+
+
+class TextTask(Strict):
+    """Characters of the Shakespeare plays (block D)."""
+
+    kind: Literal["text"]
+    context: Count = Field(description="characters a sequence predicts")
+    validation_plays: Count = Field(description="plays held out whole")
+
+
+class Model(Strict):
+    """A decoder-only transformer: pre-layer-norm, learned positions, ReLU."""
+
+    width: Count
+    layers: Count
+    heads: Count
+    mlp_ratio: Count = 4
+
+    @model_validator(mode="after")
+    def _divides(self) -> "Model":
+        if self.width % self.heads:
+            raise ValueError("width must be a multiple of heads")
+        return self
+
+
+class Optimizer(Strict):
+    """AdamW with a constant learning rate on the trunk (the cell gives it)."""
+
+    betas: tuple[Fraction, Fraction] = (0.9, 0.99)
+    eps: Positive = 1e-8
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    clip: Positive | None = Field(default=None, description="largest gradient norm; null: no clipping")
+
+
+class Branches(Strict):
+    """Where the trunk is branched, annealed to learning rate 0 and scored."""
+
+    sequences: tuple[Count, ...] = Field(min_length=1, description="budgets; the last is the trunk's cap")
+    updates: Count | None = Field(default=None, description="one more branch, at this number of updates")
+    anneal: Positive = Field(default=0.5, description="length of a branch, as a share of its trunk")
+    stop_loss: Positive | None = Field(
+        default=None, description="no budget is trained after a branch scored this validation loss or less"
+    )
+
+    @model_validator(mode="after")
+    def _ascending(self) -> "Branches":
+        if list(self.sequences) != sorted(set(self.sequences)):
+            raise ValueError("branches.sequences must ascend")
+        return self
+
+
+class Noise(Strict):
+    """How often and from how many micro-batches the live step is measured."""
+
+    contributions: Annotated[int, Field(ge=2, strict=True)] = 8
+    every_sequences: Count = Field(description="sequences between two measured updates")
+
+
+class Grid(Strict):
+    """Cells: every combination of the listed values."""
+
+    batch: tuple[Count, ...] = Field(min_length=1)
+    learning_rate: tuple[Positive, ...] = Field(min_length=1)
+
+
+class Cell(Strict):
+    """One noise condition of a block."""
+
+    batch: Count
+    learning_rate: Positive
+
+    @property
+    def name(self) -> str:
+        return f"b{self.batch:03d}-lr{self.learning_rate:g}"
+
+
+class Block(Strict):
+    """One task with everything trained on it."""
+
+    task: PairTask | TextTask = Field(discriminator="kind")
+    model: Model
+    optimizer: Optimizer = Optimizer()
+    branches: Branches
+    evaluation_sequences: Count = Field(description="sequences behind each score")
+    noise: Noise
+    seeds: Count = Field(description="the first n of the plan's derived seeds")
+    seeds_per_job: Count = Field(default=5, description="seeds trained in one job; part of the design")
+    grid: Grid
+
+    @model_validator(mode="after")
+    def _whole_updates(self) -> "Block":
+        for batch in self.grid.batch:
+            if batch % self.noise.contributions:
+                raise ValueError(f"grid.batch {batch} must be a multiple of noise.contributions")
+            for budget in self.branches.sequences:
+                if budget % batch:
+                    raise ValueError(f"branches.sequences {budget} must be a multiple of grid.batch {batch}")
+        return self
+
+    def cells(self) -> list[Cell]:
+        """The block's cells in the order of its grid."""
+        return [
+            Cell(batch=batch, learning_rate=rate)
+            for batch in self.grid.batch
+            for rate in self.grid.learning_rate
+        ]
+
+    def cell(self, name: str) -> Cell:
+        """The cell of that name; `InputError` names those that exist."""
+        for cell in self.cells():
+            if cell.name == name:
+                return cell
+        raise InputError("cell", name, f"must be one of {[cell.name for cell in self.cells()]}")
+
+    def chunks(self) -> list[str]:
+        """Names of the jobs of a cell, `s00-04` for seeds 0 to 4."""
+        starts = range(0, self.seeds, self.seeds_per_job)
+        return [f"s{start:02d}-{min(start + self.seeds_per_job, self.seeds) - 1:02d}" for start in starts]
+
+
+class Study(Strict):
+    """A study: its plan and its blocks."""
+
+    plan: str = Field(pattern=r"^preregistration/[a-z0-9_.-]+\.yaml$", description="the plan that decides")
+    device: Literal["cpu", "cuda"] = Field(
+        default="cpu", description="machine kind; draws of different kinds differ, each is reproducible"
+    )
+    blocks: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")], Block] = Field(min_length=1)
+
+    def block(self, name: str) -> Block:
+        """The block of that name; `InputError` names those that exist."""
+        if name not in self.blocks:
+            raise InputError("block", name, f"must be one of {sorted(self.blocks)}")
+        return self.blocks[name]
+
+    def jobs(self) -> Iterator[tuple[str, str, str]]:
+        """Every training job: (block, cell, chunk)."""
+        for block_name, block in self.blocks.items():
+            for cell in block.cells():
+                for chunk in block.chunks():
+                    yield block_name, cell.name, chunk
+
+
+def chunk_seeds(chunk: str) -> range:
+    """Seed indices of a job's name: `s00-04` is 0, 1, 2, 3, 4."""
+    match = re.fullmatch(r"s(\d+)-(\d+)", chunk)
+    if match is None:
+        raise InputError("chunk", chunk, "must look like s00-04")
+    return range(int(match[1]), int(match[2]) + 1)
+
+
+def study_path(study: str) -> Path:
+    """Where a study's settings are."""
+    if re.fullmatch(r"[a-z0-9][a-z0-9-]*", study) is None:
+        raise InputError("study", study, "must be lower-case letters, digits and hyphens")
+    return Path("config") / f"{study}.yaml"
+
+
+def load_study(study: str) -> Study:
+    """Read and check `config/<study>.yaml`; every fault is one `InputError` line."""
+    path = study_path(study)
+    return validated(Study, strict_yaml.load(path), str(path))
+
+
+def validated(model: type[M], value: object, where: str) -> M:
+    """Check `value` against a typed model; the first fault becomes an `InputError` naming its field."""
+    try:
+        return model.model_validate(value)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"])
+        raise InputError(f"{where}: {field}", repr(first["input"])[:120], first["msg"]) from error

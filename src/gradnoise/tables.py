@@ -1,0 +1,278 @@
+"""Every table of the project: its schema, how it is written and how it is checked on reading.
+
+Tables are long-format Parquet. The same rows give the same bytes: no time, no host, a fixed codec, and page
+checksums that reading verifies. Units and meanings travel in the column metadata.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from gradnoise.errors import InputError
+from gradnoise.files import atomic
+
+_TYPES = {
+    "text": pa.string(),
+    "int": pa.int64(),
+    "float": pa.float64(),
+    "bool": pa.bool_(),
+}
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column: name, type (`text`, `int`, `float`, `bool`), unit, meaning, and whether it may be null."""
+
+    name: str
+    type: str
+    meaning: str
+    unit: str = ""
+    nullable: bool = False
+
+    def field(self) -> pa.Field:
+        metadata = {"meaning": self.meaning, "unit": self.unit}
+        return pa.field(self.name, _TYPES[self.type], nullable=self.nullable, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table's name and columns."""
+
+    name: str
+    columns: tuple[Column, ...]
+
+    def schema(self) -> pa.Schema:
+        return pa.schema([column.field() for column in self.columns], metadata={"table": self.name})
+
+
+_RUN = (
+    Column("run_id", "text", "hash of plan, block, cell and seed index"),
+    Column("block", "text", "block of the study"),
+    Column("cell", "text", "cell of the block's design"),
+    Column("seed_index", "int", "position in the study's derived list of seeds"),
+)
+_SEGMENT = Column("segment", "int", "0: trunk; k: the k-th annealed branch")
+
+PLAYS = Table(
+    "plays",
+    (
+        Column("play", "text", "name of the play"),
+        Column("split", "text", "train or validation"),
+        Column("text", "text", "cleaned text"),
+        Column("characters", "int", "length of the cleaned text", "characters"),
+        Column("sha256", "text", "SHA-256 of the cleaned text in UTF-8"),
+    ),
+)
+
+TRAJECTORY = Table(
+    "trajectory",
+    (
+        *_RUN,
+        _SEGMENT,
+        Column("step", "int", "updates done since the start of the run, at the end of the window", "updates"),
+        Column("sequences", "int", "sequences seen since the start of the run", "sequences"),
+        Column("learning_rate", "float", "learning rate of the window's last update"),
+        Column("loss", "float", "mean training loss over the window; null if not finite", "nats", True),
+        Column("loss_hash", "text", "rolling SHA-256 of every step's loss up to here"),
+    ),
+)
+
+NOISE_EVENTS = Table(
+    "noise_events",
+    (
+        *_RUN,
+        _SEGMENT,
+        Column("step", "int", "update that was measured, counted from 1", "updates"),
+        Column("updates", "int", "updates that the event stands for, itself the first (dt)", "updates"),
+        Column("learning_rate", "float", "learning rate of the measured update"),
+        Column("sum_lr", "float", "sum of the learning rates of the updates covered"),
+        Column("sum_lr2", "float", "sum of their squares"),
+        Column("log_retention", "float", "sum of 2 log(1 - learning rate x decoupled weight decay)"),
+        Column("contributions", "int", "independent gradient contributions R"),
+        Column("clip", "float", "factor that gradient clipping multiplied the gradient by"),
+        Column("trace_pcp", "float", "Tr(P C/B P), unbiased", "squared parameter / squared learning rate"),
+        Column("trace_pcp_se", "float", "its standard error (jackknife over contributions)"),
+        Column("trace_c", "float", "Tr(C/B), unbiased", "squared gradient"),
+        Column("trace_c_se", "float", "its standard error (jackknife over contributions)"),
+        Column("signal_pcp", "float", "squared norm of P times the batch gradient"),
+        Column("signal_c", "float", "squared norm of the batch gradient"),
+    ),
+)
+
+NOISE_TENSORS = Table(
+    "noise_tensors",
+    (
+        Column("run_id", "text", "hash of plan, block, cell and seed index"),
+        _SEGMENT,
+        Column("step", "int", "update that was measured, counted from 1", "updates"),
+        Column("tensor", "text", "parameter name"),
+        Column("trace_pcp", "float", "Tr(P C/B P) of the tensor"),
+        Column("trace_c", "float", "Tr(C/B) of the tensor"),
+    ),
+)
+
+SCORES = Table(
+    "scores",
+    (
+        *_RUN,
+        Column("batch", "int", "batch size", "sequences"),
+        Column("learning_rate", "float", "learning rate of the trunk"),
+        Column("branch", "int", "number of the annealed branch, from 1"),
+        Column("at", "text", "what placed the branch: sequences or updates"),
+        Column("trunk_sequences", "int", "sequences at which the branch left the trunk", "sequences"),
+        Column("updates", "int", "updates at the branch's end, trunk included", "updates"),
+        Column("sequences", "int", "sequences at the branch's end, trunk included", "sequences"),
+        Column("sum_lr", "float", "sum of learning rates at the branch's end, trunk included"),
+        Column("status", "text", "finished or diverged"),
+        Column("score", "text", "name of the score"),
+        Column("value", "float", "the score; null if the run diverged", "", True),
+        Column("stderr", "float", "its standard error; null if the run diverged", "", True),
+        Column("unit", "text", "unit of the score"),
+    ),
+)
+
+EXPOSURE = Table(
+    "exposure",
+    (
+        *_RUN,
+        Column("branch", "int", "number of the annealed branch, from 1"),
+        Column("definition", "text", "pne, pne2, ne or retained"),
+        Column("value", "float", "exposure integrated to the branch's end"),
+        Column("stderr", "float", "its standard error"),
+        Column("unit", "text", "unit of the definition"),
+        Column("events", "int", "measured updates behind it"),
+    ),
+)
+
+EXPOSURE_TENSORS = Table(
+    "exposure_tensors",
+    (
+        *_RUN,
+        Column("branch", "int", "number of the annealed branch, from 1"),
+        Column("tensor", "text", "parameter name"),
+        Column("definition", "text", "pne, pne2 or ne"),
+        Column("value", "float", "the tensor's part of the exposure"),
+    ),
+)
+
+MATCHED = Table(
+    "matched",
+    (
+        *_RUN,
+        Column("batch", "int", "batch size", "sequences"),
+        Column("learning_rate", "float", "learning rate of the trunk"),
+        Column("matching", "text", "loss, updates or tokens"),
+        Column("quantity", "text", "a score, or log10_pne, log10_pne2, updates, sequences, sum_lr"),
+        Column("value", "float", "its value at the matched point"),
+    ),
+)
+
+FLOW = Table(
+    "flow",
+    (
+        Column("block", "text", "block of the study"),
+        Column("cell", "text", "cell of the block's design"),
+        Column("stage", "text", "planned, started, finished, matched, excluded or analysed"),
+        Column("runs", "int", "runs that reached the stage", "runs"),
+    ),
+)
+
+CURVES = Table(
+    "curves",
+    (
+        Column("matching", "text", "loss, updates or tokens"),
+        Column("curve", "text", "mixed_model or isotonic"),
+        Column("x", "float", "predictor, as the plan transforms it"),
+        Column("y", "float", "fitted outcome"),
+        Column("low", "float", "lower end of the band; null where none is given", "", True),
+        Column("high", "float", "upper end of the band; null where none is given", "", True),
+    ),
+)
+
+EXPLAINED = Table(
+    "explained",
+    (
+        Column("matching", "text", "loss, updates or tokens"),
+        Column("predictor", "text", "log10_pne2, log10_updates, log10_sum_lr, ..."),
+        Column("statistic", "text", "what is reported, e.g. r2_within_seed"),
+        Column("value", "float", "its estimate"),
+        Column("low", "float", "lower end of its interval; null where none is given", "", True),
+        Column("high", "float", "upper end of its interval; null where none is given", "", True),
+        Column("runs", "int", "runs behind it", "runs"),
+    ),
+)
+
+
+def write_table(
+    path: Path | str,
+    table: Table,
+    columns: Mapping[str, Sequence[object]] | pa.Table,
+    notes: Mapping[str, str] | None = None,
+) -> None:
+    """Write `columns` under the schema of `table`, atomically; `notes` become file metadata.
+
+    Raises `InputError` naming file and column for a missing or unknown column, a value of the wrong type, a
+    null where none is allowed, and any NaN or infinity (an absent number is a null).
+    """
+    schema = table.schema().with_metadata({"table": table.name, **(notes or {})})
+    given = columns.column_names if isinstance(columns, pa.Table) else list(columns)
+    if set(given) != set(schema.names):
+        odd = sorted(set(given) ^ set(schema.names))
+        raise InputError(str(path), f"columns {odd}", f"table {table.name} has exactly {schema.names}")
+    try:
+        arrays = [
+            pa.chunked_array(columns[name], schema.field(name).type).combine_chunks()
+            if isinstance(columns, pa.Table)
+            else pa.array(columns[name], schema.field(name).type)
+            for name in schema.names
+        ]
+        rows = pa.Table.from_arrays(arrays, schema=schema)
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise InputError(str(path), reason, f"mend the column of table {table.name}") from error
+    _check(path, table, rows)
+    with atomic(path) as temporary:
+        pq.write_table(
+            rows,
+            temporary,
+            compression="zstd",
+            compression_level=9,
+            write_page_checksum=True,
+            store_schema=True,
+        )
+
+
+def read_table(path: Path | str, table: Table) -> pa.Table:
+    """Read a Parquet file and hold it against the schema of `table`.
+
+    Raises `InputError` when the file is missing, truncated or corrupt (page checksums are verified), has
+    other columns, or holds a null, NaN or infinity where none is allowed.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(str(path), "missing", "rebuild it with snakemake, or fetch it with dvc pull")
+    try:
+        rows = pq.ParquetFile(path, page_checksum_verification=True).read()
+    except (pa.ArrowException, OSError) as error:
+        reason = " ".join(str(error).split())[:200]
+        mend = "delete it and rebuild it with snakemake"
+        raise InputError(str(path), f"is not a whole Parquet file ({reason})", mend) from error
+    if not rows.schema.equals(table.schema(), check_metadata=False):
+        raise InputError(
+            str(path), f"columns {rows.schema.names}", f"expected table {table.name}: {table.schema().names}"
+        )
+    _check(path, table, rows)
+    return rows
+
+
+def _check(path: Path | str, table: Table, rows: pa.Table) -> None:
+    for column in table.columns:
+        values = rows[column.name]
+        if values.null_count and not column.nullable:
+            raise InputError(f"{path}: {column.name}", "null", "every row needs a value")
+        if column.type == "float" and not pc.all(pc.is_finite(values), min_count=0).as_py():
+            raise InputError(f"{path}: {column.name}", "NaN or infinity", "write null for an absent number")
