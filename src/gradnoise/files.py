@@ -12,6 +12,17 @@ from gradnoise.errors import InputError
 
 
 @contextmanager
+def full_disk_named(path: Path | str) -> Iterator[None]:
+    """Turn the error of a full disk into an `InputError` that names `path`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise InputError(str(path), "cannot be written, no space left", "free some disk space") from error
+        raise
+
+
+@contextmanager
 def atomic(path: Path | str) -> Iterator[Path]:
     """Give a temporary name in the folder of `path`; rename it to `path` when the block ends well.
 
@@ -21,15 +32,12 @@ def atomic(path: Path | str) -> Iterator[Path]:
     path = Path(path)
     temporary = path.with_name(f".{path.name}.partial")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        with temporary.open("rb+") as handle:
-            os.fsync(handle.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise InputError(str(path), "cannot be written, no space left", "free some disk space") from error
-        raise
+        with full_disk_named(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield temporary
+            with temporary.open("rb+") as handle:
+                os.fsync(handle.fileno())
+            os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -51,7 +59,9 @@ def read_json(path: Path | str) -> object:
     try:
         value: object = json.loads(Path(path).read_bytes())
     except FileNotFoundError as error:
-        raise InputError(str(path), "missing", "rebuild it with snakemake, or fetch it with dvc pull") from error
+        raise InputError(
+            str(path), "missing", "rebuild it with snakemake, or fetch it with dvc pull"
+        ) from error
     except ValueError as error:
         raise InputError(str(path), "is not whole JSON", "delete it and rebuild it with snakemake") from error
     return value

@@ -215,6 +215,8 @@ def validated(model: type[M], value: object, where: str) -> M:
     try:
         return model.model_validate(value)
     except ValidationError as error:
-        first = error.errors()[0]
+        # A misspelt key is also a missing one: name the misspelling.
+        first = min(error.errors(), key=lambda fault: fault["type"] != "extra_forbidden")
         field = ".".join(str(part) for part in first["loc"])
-        raise InputError(f"{where}: {field}", repr(first["input"])[:120], first["msg"]) from error
+        value = "missing" if first["type"] == "missing" else repr(first["input"])[:120]
+        raise InputError(f"{where}: {field}", value, first["msg"]) from error

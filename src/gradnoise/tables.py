@@ -276,3 +276,34 @@ def _check(path: Path | str, table: Table, rows: pa.Table) -> None:
             raise InputError(f"{path}: {column.name}", "null", "every row needs a value")
         if column.type == "float" and not pc.all(pc.is_finite(values), min_count=0).as_py():
             raise InputError(f"{path}: {column.name}", "NaN or infinity", "write null for an absent number")
+
+
+# Plot data: what a figure draws, one row a mark. Columns that a kind of mark does not have are null.
+_MARK = (
+    Column("matching", "text", "loss, updates or tokens"),
+    Column("run_id", "text", "the run of a point", "", True),
+    Column("cell", "text", "its cell", "", True),
+    Column("seed_index", "int", "its seed", "", True),
+    Column("batch", "int", "its batch size", "sequences", True),
+    Column("learning_rate", "float", "its learning rate", "", True),
+    Column("x", "float", "position on the horizontal axis"),
+    Column("y", "float", "position on the vertical axis; null for a statistic", "", True),
+    Column("low", "float", "lower end of the band or interval", "", True),
+    Column("high", "float", "upper end of the band or interval", "", True),
+)
+
+FIGURE_EXPOSURE = Table(
+    "figure_exposure",
+    (Column("mark", "text", "run, mixed_model or isotonic"), *_MARK),
+)
+
+FIGURE_CONFOUNDERS = Table(
+    "figure_confounders",
+    (
+        Column("mark", "text", "run (a point at x, y) or r2_within_seed (a statistic at x)"),
+        Column("predictor", "text", "log10_pne2, log10_updates or log10_sum_lr"),
+        *_MARK,
+    ),
+)
+
+FIGURE_FLOW = Table("figure_flow", FLOW.columns)

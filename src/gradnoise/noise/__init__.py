@@ -1,0 +1,1 @@
+"""Measuring the noise of the gradient that training really used."""

@@ -1,0 +1,223 @@
+"""The command line: one command a phase. Each rule of the workflow calls one, so each can be run by hand."""
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+# Before numpy loads: sums in another order would be other bytes.
+for _threads in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ[_threads] = "1"
+
+import typer
+
+from gradnoise import __version__, layout, phases
+from gradnoise.errors import InputError
+from gradnoise.provenance import records
+from gradnoise.study import Study, load_study, study_path
+
+app = typer.Typer(
+    name="gradnoise",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    help="Does the gradient noise of training shape in-context learning? "
+    "Rebuild the study phase by phase, and trace every figure to its runs.",
+    epilog="Example: [bold]gradnoise trace results/quick/figures/figure-01-exposure.svg[/bold]",
+)
+phase = typer.Typer(
+    no_args_is_help=True,
+    help="Run one phase of a study, as the workflow's rules do.",
+    epilog="Example: [bold]gradnoise run analyse --study quick[/bold]",
+)
+app.add_typer(phase, name="run")
+
+StudyName = Annotated[
+    str, typer.Option("--study", help="Name of the study: its settings are config/NAME.yaml.", show_default=False)
+]
+
+
+def _job(name: str, study: str, settings: Study, inputs: list[str], outputs: list[str], **more: Any) -> records.Job:
+    return records.Job(
+        phase=name,
+        name=more.pop("name", name),
+        study=study,
+        module=phases.MODULES[name],
+        inputs=tuple(inputs),
+        outputs=tuple(outputs),
+        settings=more.pop("settings", {}),
+        plan=more.pop("plan", None),
+        config=more.pop("config", None),
+        **more,
+    )
+
+
+def _recorded(job: records.Job, work: Callable[[], None]) -> None:
+    with records.attempt(job):
+        work()
+
+
+@phase.command(epilog="Example: [bold]gradnoise run prepare --study quick[/bold]")
+def prepare(study: StudyName) -> None:
+    """Read, clean, split and hash the corpus."""
+    from gradnoise.tasks import text
+
+    settings = load_study(study)
+    outputs = phases.prepare_outputs(study, settings)
+    job = _job("prepare", study, settings, [], outputs, settings=phases.prepare_settings(settings))
+    _recorded(job, lambda: text.prepare(study))
+
+
+@phase.command(
+    epilog="Example: [bold]gradnoise run train --study quick --block race --cell b016-lr0.002 --seeds s00-04[/bold]"
+)
+def train(
+    study: StudyName,
+    block: Annotated[str, typer.Option(help="Block of the study, such as race.", show_default=False)],
+    cell: Annotated[str, typer.Option(help="Cell of the block, such as b016-lr0.002.", show_default=False)],
+    seeds: Annotated[str, typer.Option(help="Seed indices of the job, such as s00-04.", show_default=False)],
+) -> None:
+    """Train the seeds of one cell, measure noise in the live step, score annealed branches."""
+    settings = load_study(study)
+    settings.block(block).cell(cell)
+    if seeds not in settings.block(block).chunks():
+        raise InputError("seeds", seeds, f"must be one of {settings.block(block).chunks()}")
+    from gradnoise.progress import progress
+    from gradnoise.provenance.closure import closure_sha256
+    from gradnoise.training import settings as training
+    from gradnoise.training.train import train as work_on
+
+    job = _job(
+        "train",
+        study,
+        settings,
+        phases.corpus(study, settings, block),
+        [layout.run(study, block, cell, seeds, table) for table in layout.RUN_TABLES],
+        name=f"{block}/{cell}/{seeds}",
+        settings=training.job_settings(settings, block, cell, seeds),
+        runs=tuple(training.job_runs(settings, block, cell, seeds)),
+        plan=settings.plan,
+    )
+    total = training.job_sequences(settings, block, cell, seeds)
+
+    def work() -> None:
+        with progress(f"{block}/{cell}/{seeds}", total) as advance:
+            work_on(study, block, cell, seeds, closure_sha256(phases.MODULES["train"]), advance)
+
+    _recorded(job, work)
+
+
+@phase.command(epilog="Example: [bold]gradnoise run measure --study quick[/bold]")
+def measure(study: StudyName) -> None:
+    """Integrate the runs' noise logs into exposure tables."""
+    from gradnoise.noise.measure import measure as work
+
+    settings = load_study(study)
+    job = _job(
+        "measure", study, settings, phases.measure_inputs(study, settings), phases.measure_outputs(study)
+    )
+    _recorded(job, lambda: work(study))
+
+
+@phase.command(epilog="Example: [bold]gradnoise run analyse --study quick[/bold]")
+def analyse(study: StudyName) -> None:
+    """Match runs and carry out the plan's tests."""
+    from gradnoise.analysis.analyse import analyse as work
+
+    settings = load_study(study)
+    job = _job(
+        "analyse",
+        study,
+        settings,
+        phases.analyse_inputs(study),
+        phases.analyse_outputs(study),
+        settings=phases.design(settings),
+        plan=settings.plan,
+        config=str(study_path(study)),
+    )
+    _recorded(job, lambda: work(study))
+
+
+@phase.command(epilog="Example: [bold]gradnoise run draw --study quick[/bold]")
+def draw(study: StudyName) -> None:
+    """Draw the figures, each with its plot data."""
+    from gradnoise.figures.draw import draw as work
+
+    settings = load_study(study)
+    job = _job("draw", study, settings, phases.analyse_outputs(study), phases.draw_outputs(study))
+    _recorded(job, lambda: work(study))
+
+
+@phase.command(epilog="Example: [bold]gradnoise run report --study quick[/bold]")
+def report(study: StudyName) -> None:
+    """Render the self-contained HTML report from the results."""
+    from gradnoise.report.render import render as work
+
+    settings = load_study(study)
+    job = _job("report", study, settings, phases.report_inputs(study), [layout.report(study)])
+    _recorded(job, lambda: work(study))
+
+
+@phase.command(epilog="Example: [bold]gradnoise run provenance --study quick[/bold]")
+def provenance(study: StudyName) -> None:
+    """List every file of the study with its hash and the attempt that wrote it; refuse stray files."""
+    from gradnoise.provenance.manifest import write_manifest
+
+    write_manifest(study, phases.outputs(study, load_study(study)))
+
+
+@app.command(epilog="Example: [bold]gradnoise trace results/quick/figures/figure-01-exposure.svg[/bold]")
+def trace(
+    file: Annotated[Path, typer.Argument(help="A file under results/, such as a figure.", show_default=False)],
+) -> None:
+    """Walk a figure back to its runs, verifying every hash offline; exit 1 at the first break."""
+    from gradnoise.provenance.trace import TraceBreak
+    from gradnoise.provenance.trace import trace as follow
+    from gradnoise.provenance.tree import show
+
+    try:
+        show(follow(str(file), current_settings=_current_settings))
+    except TraceBreak as fault:
+        print(f"gradnoise: broken: {fault}", file=sys.stderr)
+        raise typer.Exit(1) from None
+
+
+def _current_settings(record: records.Record) -> dict[str, Any] | None:
+    """What decides a recorded job today, from the study's settings as they are now."""
+    settings = load_study(record.study)
+    if record.phase == "prepare":
+        return phases.prepare_settings(settings)
+    if record.phase == "analyse":
+        return phases.design(settings)
+    if record.phase == "train":
+        from gradnoise.training.settings import job_settings
+
+        block, cell, seeds = record.name.split("/")
+        return job_settings(settings, block, cell, seeds)
+    return None
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"gradnoise {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Options before the command."""
+
+
+def main() -> None:
+    """Entry point: bad input is one line on standard error and status 2."""
+    try:
+        app()
+    except InputError as fault:
+        print(f"gradnoise: {fault}", file=sys.stderr)
+        raise SystemExit(2) from None

@@ -1,0 +1,126 @@
+"""Figure 7: exposure beside its rivals, and how much of the differences within seeds each predicts."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import pyarrow as pa
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from gradnoise.figures import names, style
+from gradnoise.figures.matched import (
+    EXPOSURE,
+    EXPOSURE_LABEL,
+    EXPOSURE_MEANING,
+    MATCHINGS,
+    OUTCOME_LABEL,
+    Row,
+    condition_legends,
+    count,
+    limits,
+    marks,
+    matched_point,
+    point,
+    runs,
+    scatter,
+    to_table,
+)
+from gradnoise.tables import FIGURE_CONFOUNDERS
+from gradnoise.wording import counted, percent
+
+SPEC = names.CONFOUNDERS
+DATA = FIGURE_CONFOUNDERS
+STATISTIC = "r2_within_seed"
+# Predictor: (title, axis label). A predictor is log10 of the quantity of that name at the matched point.
+PREDICTORS = {
+    EXPOSURE: ("Integrated exposure", EXPOSURE_LABEL),
+    "log10_updates": ("Updates", r"$\log_{10}$ updates"),
+    "log10_sum_lr": ("Sum of learning rates", r"$\log_{10}\,\sum\,\eta$"),
+}
+
+
+def plot_data(tables: Mapping[str, pa.Table], results: Mapping[str, Any]) -> pa.Table:
+    """One row a mark: runs at matched loss by predictor, and each predictor's statistic by matching."""
+    rows = [
+        {"predictor": predictor, **point(run, "loss", value)}
+        for predictor in PREDICTORS
+        for run in runs(tables["matched"], "loss")
+        if (value := _predictor(run, predictor)) is not None
+    ]
+    rows += [
+        {"mark": STATISTIC, **row, "x": row["value"]}
+        for row in tables["explained"].to_pylist()
+        if row["statistic"] == STATISTIC and row["predictor"] in PREDICTORS
+    ]
+    return to_table(rows, DATA.schema())
+
+
+def _predictor(run: Row, predictor: str) -> float | None:
+    if predictor in run:
+        return float(run[predictor])
+    value = run.get(predictor.removeprefix("log10_"))
+    return math.log10(value) if value else None
+
+
+def plot(data: pa.Table, results: Mapping[str, Any]) -> Figure:
+    """A column a predictor: its scatter at matched loss above, its statistic at each matching below."""
+    figure = Figure(figsize=(style.WIDTH, 4.5))
+    grid = figure.subplots(2, 4, width_ratios=(1, 1, 1, 0.62), height_ratios=(1, 0.5))
+    points = marks(data, mark="run")
+    for column, (predictor, (title, label)) in enumerate(PREDICTORS.items()):
+        upper, lower = grid[0, column], grid[1, column]
+        upper.set_title(title)
+        upper.set_xlabel(label)
+        if not scatter(upper, points, marks(data, mark="run", predictor=predictor)):
+            style.note(upper, "no matched runs")
+        upper.set_ylim(limits([row["y"] for row in points]))
+        _statistics(lower, marks(data, mark=STATISTIC, predictor=predictor))
+        if column:
+            upper.tick_params(labelleft=False)
+            lower.tick_params(left=False, labelleft=False)
+    grid[0, 0].set_ylabel(OUTCOME_LABEL)
+    condition_legends(grid[0, 3], points)
+    grid[1, 3].set_axis_off()
+    style.tag(figure, results)
+    return figure
+
+
+def _statistics(axes: Axes, rows: list[Row]) -> None:
+    """Dots with intervals cut at 0 and 1, one line a matching; open dots have no interval."""
+    axes.set_xlim(-0.03, 1.03)
+    axes.set_ylim(len(MATCHINGS) - 0.5, -0.5)
+    axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "", ".5", "", "1"])
+    axes.set_yticks(range(len(MATCHINGS)), [f"matched {matching}" for matching in MATCHINGS])
+    axes.set_xlabel("$R^2$ within seeds")
+    by_matching = {row["matching"]: row for row in rows}
+    for height, matching in enumerate(MATCHINGS):
+        row = by_matching.get(matching)
+        if row is None:
+            axes.text(0.5, height, "no estimate", ha="center", va="center", color=style.MUTED, style="italic")
+            continue
+        measured = row["low"] is not None and row["high"] is not None
+        if measured:
+            ends = [min(max(row[end], 0.0), 1.0) for end in ("low", "high")]
+            axes.plot(ends, [height, height], color=style.MUTED, linewidth=2)
+        fill = style.INK if measured else "white"
+        axes.plot(row["x"], height, "o", color=style.INK, markerfacecolor=fill, markersize=4, clip_on=False)
+
+
+def caption(data: pa.Table, results: Mapping[str, Any]) -> str:
+    """What is shown, the target loss and level of the plan, and the runs and seeds behind it."""
+    n, seeds = count(marks(data, mark="run", predictor=EXPOSURE))
+    level = results["thresholds"].get("level")
+    behind = f"n = {counted(n, 'run')}, {counted(seeds, 'seed')}" if n else "no run"
+    return (
+        "Above: novel-class in-context learning accuracy at matched loss "
+        f"({matched_point(results, 'loss')}; {behind}) against integrated exposure and its rivals, the "
+        "number of updates and the sum of learning rates up to the matched point. "
+        f"Exposure is {EXPOSURE_MEANING}. "
+        "Colour shows the learning rate, shape the batch size. "
+        "Below: share of the variance within seeds that each predicts by itself, at matched loss, updates "
+        f"({matched_point(results, 'updates')}) and tokens ({matched_point(results, 'tokens')}), "
+        f"with {percent(level) + ' ' if level else ''}intervals (delete-one-seed jackknife, drawn within "
+        "0 and 1). Open circles have none: a predictor that the matching holds constant explains 0. "
+        "Descriptive: a predictor that explains more is not thereby the cause."
+    )

@@ -1,0 +1,202 @@
+"""The meter: exposure to gradient noise, measured in the step that training really took.
+
+    meter = exposure(model, optimizer, every=100)
+    ...                                    # K calls of backward() before step() are K micro-batches
+    meter.last.trace, meter.last.pne2      # each an Estimate(value, stderr)
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import clip_grad_norm_
+
+from gradnoise.errors import InputError
+from gradnoise.noise.estimators import Estimate, gram, trace
+from gradnoise.noise.integrals import Event, integrate
+from gradnoise.noise.preconditioners import preconditioner
+
+
+@dataclass(frozen=True)
+class Reading:
+    """The last measured update: its trace, and the exposure integrated up to now."""
+
+    step: int
+    lr: float
+    trace: Estimate
+    pne: Estimate
+    pne2: Estimate
+    ne: Estimate
+    retained: Estimate
+    estimator: str = "micro"
+
+
+@dataclass(frozen=True)
+class TensorTrace:
+    """One tensor's part of a measured update."""
+
+    step: int
+    tensor: str
+    trace_pcp: float
+    trace_c: float
+
+
+def exposure(model: nn.Module, optimizer: torch.optim.Optimizer, every: int = 100) -> "Exposure":
+    """Attach a meter that measures one update in `every`.
+
+    Each measured update needs at least two calls of `backward()`; an update made from one is left out and
+    counted in `skipped`. Gradient contributions are kept for that update only (R copies of the gradient),
+    and P is read after the step, so C and P come from the same batch. Raises `InputError` for `every` < 1,
+    parameters unknown to the model, parameter groups of different learning rates, or an optimizer whose
+    preconditioner is unknown.
+    """
+    return Exposure(model, optimizer, every)
+
+
+class Exposure:
+    """See `exposure`. `events` and `tensors` are the ledger so far."""
+
+    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, every: int) -> None:
+        if every < 1:
+            raise InputError("every", every, "must be at least 1 update")
+        names = {parameter: name for name, parameter in model.named_parameters()}
+        used = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
+        if any(parameter not in names for parameter in used):
+            raise InputError("optimizer", "a parameter the model lacks", "give the model that it trains")
+        self._names = {names[parameter]: parameter for parameter in used}
+        self._optimizer = optimizer
+        self._every = every
+        self._step = 0
+        self._open: Event | None = None
+        self._rows: dict[str, list[Tensor]] = {}
+        self._listeners: list[Any] = []
+        self._clip = 1.0
+        self.events: list[Event] = []
+        self.tensors: list[TensorTrace] = []
+        self.skipped = 0
+        self.last: Reading | None = None
+        self._after_step = optimizer.register_step_post_hook(self._stepped)
+        self._listen()
+
+    @property
+    def due(self) -> bool:
+        """Whether the next update will be measured: a loop may then split its batch."""
+        return bool(self._listeners)
+
+    def clip_grad_norm_(self, largest: float) -> Tensor:
+        """Clip as `torch.nn.utils.clip_grad_norm_` does, and remember the factor on measured updates."""
+        norm = clip_grad_norm_(list(self._names.values()), largest)
+        if self.due:
+            self._clip = min(1.0, largest / (norm.item() + 1e-6))
+        return norm
+
+    def reading(self) -> dict[str, Estimate]:
+        """Exposure of all updates so far, by definition."""
+        return integrate([*self.events, *([self._open] if self._open else [])])
+
+    def remove(self) -> None:
+        """End the open interval and detach every hook; the ledger stays."""
+        self._close()
+        self._after_step.remove()
+        self._unlisten()
+
+    def _close(self) -> None:
+        if self._open is not None:
+            self.events.append(self._open)
+            self._open = None
+
+    def _listen(self) -> None:
+        self._rows = {name: [] for name in self._names}
+        self._clip = 1.0
+
+        def listener(name: str) -> Callable[[Tensor], None]:
+            # A leaf's hook sees what one backward() adds. It is copied, because accumulation may adopt the
+            # tensor as .grad and then add to it in place.
+            return lambda gradient: self._rows[name].append(gradient.detach().clone().flatten())
+
+        self._listeners = [p.register_hook(listener(name)) for name, p in self._names.items()]
+
+    def _unlisten(self) -> None:
+        for handle in self._listeners:
+            handle.remove()
+        self._listeners = []
+
+    def _stepped(self, optimizer: torch.optim.Optimizer, *_: object) -> None:
+        self._step += 1
+        rate, decay = self._settings()
+        measured = False
+        if self.due:
+            self._unlisten()
+            measured = self._measure(rate)
+            self._rows = {}
+        if self._open is not None:
+            covered = self._open
+            self._open = replace(
+                covered,
+                updates=covered.updates + 1,
+                sum_lr=covered.sum_lr + rate,
+                sum_lr2=covered.sum_lr2 + rate**2,
+                log_retention=covered.log_retention + 2 * math.log1p(-rate * decay),
+            )
+            if covered.updates + 1 >= self._every:
+                self._listen()
+        else:
+            self._listen()
+        if measured and self._open is not None:
+            trace_now = Estimate(self._open.trace_pcp, self._open.trace_pcp_se)
+            self.last = Reading(step=self._step, lr=rate, trace=trace_now, **self.reading())
+
+    def _settings(self) -> tuple[float, float]:
+        """Learning rate and decoupled weight decay of the step, the same in every group."""
+        groups = self._optimizer.param_groups
+        decoupled = isinstance(self._optimizer, torch.optim.AdamW)
+        found = {(float(g["lr"]), float(g.get("weight_decay", 0.0)) if decoupled else 0.0) for g in groups}
+        if len(found) != 1:
+            raise InputError("optimizer", f"{len(found)} different groups", "give all groups one lr and decay")
+        return found.pop()
+
+    def _measure(self, rate: float) -> bool:
+        """Turn this update's contributions into an event that opens a new interval; False if there is none."""
+        counts = {len(rows) for rows in self._rows.values()} - {0}
+        if counts in (set(), {1}):
+            self.skipped += 1
+            return False
+        if len(counts) != 1:
+            raise InputError(
+                "backward", f"{sorted(counts)} contributions", "every backward() must reach the same parameters"
+            )
+        size = counts.pop()
+        plain, weighted = torch.zeros(2, size, size, dtype=torch.float64).unbind()
+        for name, rows in self._rows.items():
+            if not rows:
+                continue
+            contributions = torch.stack(rows)
+            p = preconditioner(self._optimizer, self._names[name])
+            scaled = contributions * (p.flatten() if isinstance(p, Tensor) else p)
+            parts = gram(scaled).cpu(), gram(contributions).cpu()
+            weighted += parts[0]
+            plain += parts[1]
+            traces = trace(parts[0]).value, trace(parts[1]).value
+            self.tensors.append(TensorTrace(self._step, name, *traces))
+        self._close()
+        pcp, c = trace(weighted), trace(plain)
+        self._open = Event(
+            step=self._step,
+            updates=0,
+            learning_rate=rate,
+            sum_lr=0.0,
+            sum_lr2=0.0,
+            log_retention=0.0,
+            contributions=size,
+            clip=self._clip,
+            trace_pcp=pcp.value,
+            trace_pcp_se=pcp.stderr,
+            trace_c=c.value,
+            trace_c_se=c.stderr,
+            signal_pcp=weighted.sum().item(),
+            signal_c=plain.sum().item(),
+        )
+        return True

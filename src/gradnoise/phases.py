@@ -1,0 +1,87 @@
+"""The jobs of a study: what each phase reads, writes and is decided by.
+
+The Snakefile's inputs and outputs and the records of the command line both come from here.
+"""
+
+from typing import Any
+
+from gradnoise import layout
+from gradnoise.figures.names import FIGURE_NAMES
+from gradnoise.study import Study, TextTask
+
+# Module of each phase: where its code closure starts.
+MODULES = {
+    "prepare": "gradnoise.tasks.text",
+    "train": "gradnoise.training.train",
+    "measure": "gradnoise.noise.measure",
+    "analyse": "gradnoise.analysis.analyse",
+    "draw": "gradnoise.figures.draw",
+    "report": "gradnoise.report.render",
+    "provenance": "gradnoise.provenance.manifest",
+}
+
+
+def has_text(study: Study) -> bool:
+    """Whether a block of the study reads the corpus."""
+    return any(isinstance(block.task, TextTask) for block in study.blocks.values())
+
+
+def corpus(name: str, study: Study, block: str) -> list[str]:
+    """What a training job of the block reads of phase prepare."""
+    return [layout.plays(name)] if isinstance(study.block(block).task, TextTask) else []
+
+
+def run_tables(name: str, study: Study, tables: tuple[str, ...] = layout.RUN_TABLES) -> list[str]:
+    """The tables of every training job."""
+    return [layout.run(name, *job, table) for job in study.jobs() for table in tables]
+
+
+def prepare_outputs(name: str, study: Study) -> list[str]:
+    return [layout.plays(name)] if has_text(study) else []
+
+
+def measure_inputs(name: str, study: Study) -> list[str]:
+    return run_tables(name, study, ("scores", "noise_events", "noise_tensors"))
+
+
+def measure_outputs(name: str) -> list[str]:
+    return [layout.exposure(name), layout.exposure_tensors(name), layout.scores(name)]
+
+
+def analyse_inputs(name: str) -> list[str]:
+    return [layout.scores(name), layout.exposure(name)]
+
+
+def analyse_outputs(name: str) -> list[str]:
+    return [*(layout.analysis(name, table) for table in layout.ANALYSIS_TABLES), layout.results(name)]
+
+
+def draw_outputs(name: str) -> list[str]:
+    return [layout.figure(name, figure, suffix) for figure in FIGURE_NAMES for suffix in ("svg", "parquet")]
+
+
+def report_inputs(name: str) -> list[str]:
+    return [layout.results(name), *draw_outputs(name)]
+
+
+def outputs(name: str, study: Study) -> list[str]:
+    """Every file of a study that a rule writes, but the manifest, which lists them."""
+    return [
+        *prepare_outputs(name, study),
+        *run_tables(name, study),
+        *measure_outputs(name),
+        *analyse_outputs(name),
+        *draw_outputs(name),
+        layout.report(name),
+    ]
+
+
+def prepare_settings(study: Study) -> dict[str, Any]:
+    """What decides the prepared corpus."""
+    tasks = [block.task for block in study.blocks.values()]
+    return {"validation_plays": sorted({t.validation_plays for t in tasks if isinstance(t, TextTask)})}
+
+
+def design(study: Study) -> dict[str, Any]:
+    """What the analysis takes from the study's settings: the blocks' designs."""
+    return study.model_dump(mode="json")

@@ -1,0 +1,93 @@
+"""A trace as a tree to read: one line a job, then what decided it and where it ran."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.text import Text
+from rich.tree import Tree
+
+from gradnoise.provenance.records import LOCK, File, Record
+from gradnoise.provenance.trace import Step, Trace, short
+
+
+def show(trace: Trace, console: Console | None = None) -> None:
+    """Print the tree of jobs behind a file, then plan and configuration, seeds, code and environment."""
+    console = console or Console(highlight=False)
+    if not console.is_terminal:
+        console.width = 10_000  # a file or a pipe gets whole lines
+    tree = Tree(_with_path(trace.file))
+    _grow(tree, trace.step, (), set())
+    console.print(tree)
+    for topic, line in _summary(trace):
+        console.print(Text.assemble((f"{topic:<13}", "bold"), line))
+
+
+def _grow(tree: Tree, step: Step, used: Sequence[File], seen: set[str]) -> None:
+    """Add a job, with the files of it that the job above read, and what lies behind it, once."""
+    record = step.record
+    job = record.name if record.name == record.phase else f"{record.phase} {record.name}"
+    label = Text.assemble((job, "bold"), f"  attempt {record.attempt}")
+    if record.runs:
+        label.append(f"  seeds {_ranges(_seed(run) for run in record.runs)}")
+    for file in used:
+        label.append(f"  {Path(file.path).name} {short(file.sha256)}")
+    if record.id in seen:
+        tree.add(label.append("  (unfolded above)"))
+        return
+    seen.add(record.id)
+    branch = tree.add(label)
+    for source in step.sources:
+        branch.add(_with_path(source))
+    for earlier, files in step.inputs:
+        _grow(branch, earlier, files, seen)
+
+
+def _summary(trace: Trace) -> Iterator[tuple[str, str]]:
+    """Lines of (topic, what was found)."""
+    records = [step.record for step in trace.steps]
+    for document in trace.documents:
+        yield "decided by", f"{document.path}  canonical {short(document.sha256)}"
+    if trace.settings:
+        yield "settings", f"of {trace.settings} jobs recomputed: the same"
+    seeds: dict[str, dict[str, int]] = defaultdict(dict)
+    for record in records:
+        for run in record.runs:
+            seeds[str(run["block"])][str(run["run_id"])] = _seed(run)
+    for block, runs in sorted(seeds.items()):
+        yield "seeds", f"{block} {_ranges(runs.values())} ({len(runs)} runs)"
+    for line in sorted({_commit(record) for record in records}):
+        yield "code", line
+    for line in sorted({_environment(record) for record in records}):
+        yield "environment", line
+    yield "verified", f"{trace.hashed} files behind {len(records)} jobs: every hash is the recorded one"
+
+
+def _commit(record: Record) -> str:
+    if record.commit is None:
+        return "no Git commit known; the hash of each file of the code is recorded"
+    return f"commit {record.commit.sha}{', with uncommitted changes' if record.commit.dirty else ''}"
+
+
+def _environment(record: Record) -> str:
+    environment = record.environment
+    packages = " ".join(f"{name} {version}" for name, version in environment.packages.items())
+    lock = f"{LOCK} {short(environment.lock_sha256)}"
+    return f"{lock}  python {environment.python} {packages}  {environment.platform}"
+
+
+def _with_path(file: File) -> Text:
+    return Text(f"{file.path}  {short(file.sha256)}")
+
+
+def _seed(run: dict[str, object]) -> int:
+    return int(str(run["seed_index"]))
+
+
+def _ranges(numbers: Iterable[int]) -> str:
+    """`0-2 5` for 0, 1, 2, 5."""
+    stretches: dict[int, list[int]] = defaultdict(list)
+    for position, number in enumerate(sorted(set(numbers))):
+        stretches[number - position].append(number)
+    return " ".join(f"{s[0]}-{s[-1]}" if len(s) > 1 else str(s[0]) for s in stretches.values())

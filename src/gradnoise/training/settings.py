@@ -1,0 +1,53 @@
+"""What a training job is: decided by settings and plan alone, known before torch is loaded."""
+
+from typing import Any
+
+from gradnoise.registration.plan import load_plan
+from gradnoise.registration.seeds import derive_seeds, run_id
+from gradnoise.study import Block, Cell, Study, chunk_seeds
+
+
+def job_settings(study: Study, block: str, cell: str, chunk: str) -> dict[str, Any]:
+    """Everything in the study's settings that decides this job: what Snakemake and the record watch."""
+    chosen = study.block(block)
+    settings = chosen.model_dump(mode="json", exclude={"grid", "seeds", "seeds_per_job"})
+    cell_settings = chosen.cell(cell).model_dump(mode="json")
+    return {**settings, "cell": cell_settings, "seeds": list(chunk_seeds(chunk)), "device": study.device}
+
+
+def job_runs(study: Study, block: str, cell: str, chunk: str) -> list[dict[str, Any]]:
+    """The runs of a job: run_id, block, cell, seed_index and seed of each."""
+    plan = load_plan(study.plan)
+    indices = chunk_seeds(chunk)
+    seeds = derive_seeds(plan.sha256, indices.stop)
+    return [
+        {
+            "run_id": run_id(plan.sha256, block, cell, index),
+            "block": block,
+            "cell": cell,
+            "seed_index": index,
+            "seed": seeds[index],
+        }
+        for index in indices
+    ]
+
+
+def job_sequences(study: Study, block: str, cell: str, chunk: str) -> int:
+    """Sequences of a job that uses its whole budget, branches included: for a progress bar."""
+    chosen = study.block(block)
+    points = [step for step, _ in branch_points(chosen, chosen.cell(cell))]
+    updates = points[-1] + sum(anneal_updates(chosen, step) for step in points)
+    return len(chunk_seeds(chunk)) * chosen.cell(cell).batch * updates
+
+
+def branch_points(block: Block, cell: Cell) -> list[tuple[int, str]]:
+    """(trunk updates, what placed the branch) in order; a budget in sequences wins where both coincide."""
+    cap = block.branches.sequences[-1] // cell.batch
+    points = {} if block.branches.updates is None else {block.branches.updates: "updates"}
+    points |= {sequences // cell.batch: "sequences" for sequences in block.branches.sequences}
+    return sorted((step, at) for step, at in points.items() if step <= cap)
+
+
+def anneal_updates(block: Block, trunk_updates: int) -> int:
+    """Length of the branch that leaves the trunk there."""
+    return max(1, round(block.branches.anneal * trunk_updates))

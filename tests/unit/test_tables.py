@@ -1,0 +1,75 @@
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from gradnoise.errors import InputError
+from gradnoise.tables import FLOW, SCORES, read_table, write_table
+
+ROWS = {"block": ["race"], "cell": ["b016-lr0.002"], "stage": ["planned"], "runs": [5]}
+MISSPELT = {name: values for name, values in ROWS.items() if name != "runs"}
+
+
+def test_what_is_written_is_read_back_with_units(tmp_path: Path) -> None:
+    write_table(tmp_path / "t.parquet", FLOW, ROWS, {"source": "here"})
+    table = read_table(tmp_path / "t.parquet", FLOW)
+    assert table.to_pydict() == ROWS
+    assert table.schema.field("runs").metadata[b"unit"] == b"runs"
+    assert table.schema.metadata[b"source"] == b"here"
+
+
+def test_the_same_rows_give_the_same_bytes(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        write_table(tmp_path / name, FLOW, ROWS)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_a_missing_file_says_how_to_get_it(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="t.parquet: missing: rebuild it with snakemake, or .* dvc pull"):
+        read_table(tmp_path / "t.parquet", FLOW)
+
+
+def test_a_truncated_file_is_named(tmp_path: Path) -> None:
+    write_table(tmp_path / "t.parquet", FLOW, ROWS)
+    content = (tmp_path / "t.parquet").read_bytes()
+    for length in (0, 10, len(content) // 2, len(content) - 1):
+        (tmp_path / "t.parquet").write_bytes(content[:length])
+        with pytest.raises(InputError, match="t.parquet: is not a whole Parquet file"):
+            read_table(tmp_path / "t.parquet", FLOW)
+
+
+def test_one_flipped_bit_in_a_page_is_found(tmp_path: Path) -> None:
+    rows = {name: values * 5000 for name, values in ROWS.items()} | {"runs": list(range(5000))}
+    write_table(tmp_path / "t.parquet", FLOW, rows)
+    content = bytearray((tmp_path / "t.parquet").read_bytes())
+    where = pq.ParquetFile(tmp_path / "t.parquet").metadata.row_group(0).column(3).data_page_offset
+    content[where + 200] ^= 1
+    (tmp_path / "t.parquet").write_bytes(content)
+    with pytest.raises(InputError, match="is not a whole Parquet file"):
+        read_table(tmp_path / "t.parquet", FLOW)
+
+
+def test_other_columns_are_refused(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"block": ["race"]}), tmp_path / "t.parquet")
+    with pytest.raises(InputError, match="expected table flow"):
+        read_table(tmp_path / "t.parquet", FLOW)
+    with pytest.raises(InputError, match=r"columns \['runs', 'runz'\]"):
+        write_table(tmp_path / "u.parquet", FLOW, {**MISSPELT, "runz": [1]})
+    with pytest.raises(InputError, match="mend the column of table flow"):
+        write_table(tmp_path / "u.parquet", FLOW, {**ROWS, "runs": ["five"]})
+    assert not (tmp_path / "u.parquet").exists()
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [(float("nan"), "NaN or infinity"), (float("inf"), "NaN or infinity")],
+)
+def test_nan_is_no_number(tmp_path: Path, value: float, message: str) -> None:
+    row = {column.name: ["x"] if column.type == "text" else [1] for column in SCORES.columns}
+    write_table(tmp_path / "good.parquet", SCORES, {**row, "value": [None]})
+    with pytest.raises(InputError, match=f"value: {message}: write null"):
+        write_table(tmp_path / "bad.parquet", SCORES, {**row, "value": [value]})
+    with pytest.raises(InputError, match="sum_lr: null: every row needs a value"):
+        write_table(tmp_path / "bad.parquet", SCORES, {**row, "sum_lr": [None]})
+    assert not (tmp_path / "bad.parquet").exists()

@@ -1,0 +1,27 @@
+rule analyse_plan:
+    input:
+        code=code("analyse"),
+        plan=STUDY.plan,
+        scores=layout.scores(NAME),
+        exposure=layout.exposure(NAME),
+    output:
+        results=layout.results(NAME),
+        **{table: layout.analysis(NAME, table) for table in layout.ANALYSIS_TABLES},
+    params:
+        study=NAME,
+        design=settings_text(phases.design(STUDY)),
+    log:
+        f"logs/{NAME}/analyse.log",
+    benchmark:
+        f"logs/{NAME}/analyse.benchmark.tsv"
+    conda:
+        "../envs/gradnoise.yaml"
+    message:
+        "carry out the tests of the plan"
+    shell:
+        "gradnoise run analyse --study {params.study} > {log} 2>&1"
+
+
+rule analyse:
+    input:
+        phases.analyse_outputs(NAME),

@@ -1,0 +1,36 @@
+# What all rules share: the study, its plan, and the code that each phase runs.
+from snakemake.exceptions import WorkflowError
+
+from gradnoise import layout, phases
+from gradnoise.errors import InputError
+from gradnoise.figures.names import SPECS
+from gradnoise.files import canonical_json
+from gradnoise.provenance.closure import code_closure
+from gradnoise.registration.plan import load_plan
+from gradnoise.study import load_study
+
+NAME = config["study"]
+try:
+    STUDY = load_study(NAME)
+    PLAN = load_plan(STUDY.plan)
+except InputError as fault:
+    raise WorkflowError(str(fault))
+
+JOBS = list(STUDY.jobs())
+
+
+wildcard_constraints:
+    study="[a-z0-9-]+",
+    block="|".join(STUDY.blocks),
+    cell="|".join(sorted({cell for _, cell, _ in JOBS})).replace(".", "[.]"),
+    chunk="s[0-9]+-[0-9]+",
+
+
+def code(phase):
+    """The sources that a phase runs: an edit of any of them reruns it, a touch does not."""
+    return code_closure(phases.MODULES[phase])
+
+
+def settings_text(settings):
+    """Settings as one parameter: Snakemake reruns a job when they change, whatever else the file holds."""
+    return canonical_json(settings).decode()

@@ -1,0 +1,25 @@
+rule measure_exposure:
+    input:
+        code=code("measure"),
+        runs=phases.measure_inputs(NAME, STUDY),
+    output:
+        exposure=layout.exposure(NAME),
+        tensors=layout.exposure_tensors(NAME),
+        scores=layout.scores(NAME),
+    params:
+        study=NAME,
+    log:
+        f"logs/{NAME}/measure.log",
+    benchmark:
+        f"logs/{NAME}/measure.benchmark.tsv"
+    conda:
+        "../envs/gradnoise.yaml"
+    message:
+        "integrate the exposure of all runs"
+    shell:
+        "gradnoise run measure --study {params.study} > {log} 2>&1"
+
+
+rule measure:
+    input:
+        phases.measure_outputs(NAME),

@@ -1,0 +1,23 @@
+rule write_manifest:
+    input:
+        code=code("provenance"),
+        files=phases.outputs(NAME, STUDY),
+    output:
+        manifest=layout.manifest(NAME),
+    params:
+        study=NAME,
+    log:
+        f"logs/{NAME}/provenance.log",
+    benchmark:
+        f"logs/{NAME}/provenance.benchmark.tsv"
+    conda:
+        "../envs/gradnoise.yaml"
+    message:
+        "account for every file of the study"
+    shell:
+        "gradnoise run provenance --study {params.study} > {log} 2>&1"
+
+
+rule provenance:
+    input:
+        layout.manifest(NAME),
