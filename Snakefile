@@ -23,7 +23,7 @@ min_version("9.27")
 configfile: "config/config.yaml"
 
 
-validate(config, "workflow/schemas/config.schema.yaml")
+validate(config, "workflow/schemas/config.schema.json")
 
 
 report: "workflow/report/workflow.rst"

@@ -15,7 +15,7 @@ import typer
 from gradnoise import __version__, layout, phases
 from gradnoise.errors import InputError
 from gradnoise.provenance import records
-from gradnoise.study import Study, load_study, study_path
+from gradnoise.study import load_study, study_path
 
 app = typer.Typer(
     name="gradnoise",
@@ -39,22 +39,32 @@ StudyName = Annotated[
 ]
 
 
-def _job(name: str, study: str, settings: Study, inputs: list[str], outputs: list[str], **more: Any) -> records.Job:
-    return records.Job(
-        phase=name,
-        name=more.pop("name", name),
+def _record(
+    phase_name: str,
+    study: str,
+    inputs: list[str],
+    outputs: list[str],
+    work: Callable[[], None],
+    *,
+    name: str | None = None,
+    settings: dict[str, Any] | None = None,
+    runs: list[dict[str, Any]] | None = None,
+    plan: str | None = None,
+    config: Path | None = None,
+) -> None:
+    """Do the work as a recorded attempt at a job."""
+    job = records.Job(
+        phase=phase_name,
+        name=name or phase_name,
         study=study,
-        module=phases.MODULES[name],
+        module=phases.MODULES[phase_name],
         inputs=tuple(inputs),
         outputs=tuple(outputs),
-        settings=more.pop("settings", {}),
-        plan=more.pop("plan", None),
-        config=more.pop("config", None),
-        **more,
+        settings=settings or {},
+        runs=tuple(runs or ()),
+        plan=plan,
+        config=None if config is None else str(config),
     )
-
-
-def _recorded(job: records.Job, work: Callable[[], None]) -> None:
     with records.attempt(job):
         work()
 
@@ -65,9 +75,14 @@ def prepare(study: StudyName) -> None:
     from gradnoise.tasks import text
 
     settings = load_study(study)
-    outputs = phases.prepare_outputs(study, settings)
-    job = _job("prepare", study, settings, [], outputs, settings=phases.prepare_settings(settings))
-    _recorded(job, lambda: text.prepare(study))
+    _record(
+        "prepare",
+        study,
+        [],
+        phases.prepare_outputs(study, settings),
+        lambda: text.prepare(study),
+        settings=phases.prepare_settings(settings),
+    )
 
 
 @phase.command(
@@ -89,24 +104,23 @@ def train(
     from gradnoise.training import settings as training
     from gradnoise.training.train import train as work_on
 
-    job = _job(
-        "train",
-        study,
-        settings,
-        phases.corpus(study, settings, block),
-        [layout.run(study, block, cell, seeds, table) for table in layout.RUN_TABLES],
-        name=f"{block}/{cell}/{seeds}",
-        settings=training.job_settings(settings, block, cell, seeds),
-        runs=tuple(training.job_runs(settings, block, cell, seeds)),
-        plan=settings.plan,
-    )
     total = training.job_sequences(settings, block, cell, seeds)
 
     def work() -> None:
         with progress(f"{block}/{cell}/{seeds}", total) as advance:
             work_on(study, block, cell, seeds, closure_sha256(phases.MODULES["train"]), advance)
 
-    _recorded(job, work)
+    _record(
+        "train",
+        study,
+        phases.corpus(study, settings, block),
+        [layout.run(study, block, cell, seeds, table) for table in layout.RUN_TABLES],
+        work,
+        name=f"{block}/{cell}/{seeds}",
+        settings=training.job_settings(settings, block, cell, seeds),
+        runs=training.job_runs(settings, block, cell, seeds),
+        plan=settings.plan,
+    )
 
 
 @phase.command(epilog="Example: [bold]gradnoise run measure --study quick[/bold]")
@@ -114,11 +128,8 @@ def measure(study: StudyName) -> None:
     """Integrate the runs' noise logs into exposure tables."""
     from gradnoise.noise.measure import measure as work
 
-    settings = load_study(study)
-    job = _job(
-        "measure", study, settings, phases.measure_inputs(study, settings), phases.measure_outputs(study)
-    )
-    _recorded(job, lambda: work(study))
+    inputs = phases.measure_inputs(study, load_study(study))
+    _record("measure", study, inputs, phases.measure_outputs(study), lambda: work(study))
 
 
 @phase.command(epilog="Example: [bold]gradnoise run analyse --study quick[/bold]")
@@ -127,17 +138,16 @@ def analyse(study: StudyName) -> None:
     from gradnoise.analysis.analyse import analyse as work
 
     settings = load_study(study)
-    job = _job(
+    _record(
         "analyse",
         study,
-        settings,
         phases.analyse_inputs(study),
         phases.analyse_outputs(study),
+        lambda: work(study),
         settings=phases.design(settings),
         plan=settings.plan,
-        config=str(study_path(study)),
+        config=study_path(study),
     )
-    _recorded(job, lambda: work(study))
 
 
 @phase.command(epilog="Example: [bold]gradnoise run draw --study quick[/bold]")
@@ -145,9 +155,7 @@ def draw(study: StudyName) -> None:
     """Draw the figures, each with its plot data."""
     from gradnoise.figures.draw import draw as work
 
-    settings = load_study(study)
-    job = _job("draw", study, settings, phases.analyse_outputs(study), phases.draw_outputs(study))
-    _recorded(job, lambda: work(study))
+    _record("draw", study, phases.analyse_outputs(study), phases.draw_outputs(study), lambda: work(study))
 
 
 @phase.command(epilog="Example: [bold]gradnoise run report --study quick[/bold]")
@@ -155,9 +163,7 @@ def report(study: StudyName) -> None:
     """Render the self-contained HTML report from the results."""
     from gradnoise.report.render import render as work
 
-    settings = load_study(study)
-    job = _job("report", study, settings, phases.report_inputs(study), [layout.report(study)])
-    _recorded(job, lambda: work(study))
+    _record("report", study, phases.report_inputs(study), [layout.report(study)], lambda: work(study))
 
 
 @phase.command(epilog="Example: [bold]gradnoise run provenance --study quick[/bold]")

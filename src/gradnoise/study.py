@@ -1,7 +1,7 @@
 """What a study runs: the typed form of `config/<study>.yaml`.
 
-Science only: no threads, no folders, no memory. The JSON schema in `workflow/schemas/` is generated from
-these models. An arm or a cell is data, so a new one needs no code.
+Science only: no threads, no folders, no memory. The JSON schemas in `workflow/schemas/` are generated from
+these models by `python -m gradnoise.study`. An arm or a cell is data, so a new one needs no code.
 """
 
 import re
@@ -13,8 +13,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from gradnoise import strict_yaml
 from gradnoise.errors import InputError
+from gradnoise.files import write_json
 
 M = TypeVar("M", bound=BaseModel)
+STUDY_NAME = r"^[a-z0-9][a-z0-9-]*$"
 
 Count = Annotated[int, Field(ge=1, strict=True)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -166,6 +168,12 @@ class Block(Strict):
         return [f"s{start:02d}-{min(start + self.seeds_per_job, self.seeds) - 1:02d}" for start in starts]
 
 
+class Config(Strict):
+    """`config/config.yaml`: the study that a bare `snakemake` and dvc.yaml work on."""
+
+    study: str = Field(pattern=STUDY_NAME, description="its settings are config/<study>.yaml")
+
+
 class Study(Strict):
     """A study: its plan and its blocks."""
 
@@ -199,7 +207,7 @@ def chunk_seeds(chunk: str) -> range:
 
 def study_path(study: str) -> Path:
     """Where a study's settings are."""
-    if re.fullmatch(r"[a-z0-9][a-z0-9-]*", study) is None:
+    if re.fullmatch(STUDY_NAME, study) is None:
         raise InputError("study", study, "must be lower-case letters, digits and hyphens")
     return Path("config") / f"{study}.yaml"
 
@@ -220,3 +228,14 @@ def validated(model: type[M], value: object, where: str) -> M:
         field = ".".join(str(part) for part in first["loc"])
         value = "missing" if first["type"] == "missing" else repr(first["input"])[:120]
         raise InputError(f"{where}: {field}", value, first["msg"]) from error
+
+
+def write_schemas(folder: Path) -> None:
+    """Write the JSON schemas of `config.yaml` and of a study's settings, for editors and Snakemake."""
+    for name, model in {"config": Config, "study": Study}.items():
+        schema = {"$schema": "https://json-schema.org/draft/2020-12/schema", **model.model_json_schema()}
+        write_json(folder / f"{name}.schema.json", schema)
+
+
+if __name__ == "__main__":
+    write_schemas(Path("workflow/schemas"))

@@ -57,7 +57,7 @@ def threshold(value: float | None) -> str:
     """A number of the plan as the plan writes it, never rounded: 0.05, 9,216."""
     if value is None:
         return ABSENT
-    return f"{value:,.15g}".replace("-", "−")
+    return ("−" if value < 0 else "") + f"{abs(value):,.15g}"
 
 
 def interval(low: float | None, high: float | None) -> str:

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from gradnoise.errors import InputError
-from gradnoise.study import chunk_seeds, load_study
+from gradnoise.study import chunk_seeds, load_study, write_schemas
 
 QUICK = Path("config/quick.yaml").read_text()
 
@@ -57,3 +57,10 @@ def test_jobs_cover_every_cell_and_seed_once(study: Path) -> None:
     assert len(list(load_study("quick").jobs())) == 6 * 2 + 2
     with pytest.raises(InputError, match="must be one of"):
         block.cell("b017-lr0.002")
+
+
+def test_the_committed_schemas_are_those_of_the_models(tmp_path: Path) -> None:
+    write_schemas(tmp_path)
+    for schema in tmp_path.iterdir():
+        committed = Path("workflow/schemas") / schema.name
+        assert committed.read_text() == schema.read_text(), "run python -m gradnoise.study"

@@ -102,7 +102,7 @@ def _statistics(axes: Axes, rows: list[Row]) -> None:
         measured = row["low"] is not None and row["high"] is not None
         if measured:
             ends = [min(max(row[end], 0.0), 1.0) for end in ("low", "high")]
-            axes.plot(ends, [height, height], color=style.MUTED, linewidth=2)
+            axes.plot(ends, [height, height], color=style.MUTED, linewidth=2, solid_capstyle="butt")
         fill = style.INK if measured else "white"
         axes.plot(row["x"], height, "o", color=style.INK, markerfacecolor=fill, markersize=4, clip_on=False)
 

@@ -69,6 +69,11 @@ class CellTable:
     scores: tuple[tuple[str, str], ...]
     rows: tuple[tuple[str, Mapping[str, Mapping[str, Any]]], ...]
 
+    @property
+    def single(self) -> bool:
+        """Whether no cell has more than one run, so that nothing is known of the differences between runs."""
+        return all(cell["runs"] == 1 for _, scores in self.rows for cell in scores.values())
+
 
 def render(study: str) -> None:
     """Write `results/<study>/report/report.html`.

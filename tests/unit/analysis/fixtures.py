@@ -14,10 +14,10 @@ from gradnoise.study import Block, Cell, load_study
 DECAY = {
     "b016-lr0.002": 0.0017,
     "b016-lr0.008": 0.0016,
-    "b064-lr0.002": 0.00085,
-    "b064-lr0.008": 0.0014,
+    "b064-lr0.002": 0.00075,
+    "b064-lr0.008": 0.0008,
     "b256-lr0.002": 0.0003,
-    "b256-lr0.008": 0.0007,
+    "b256-lr0.008": 0.0006,
 }
 
 Rows = list[dict[str, object]]
@@ -49,7 +49,10 @@ def make_study_tables(
                     "cell": cell.name,
                     "seed_index": index,
                 }
+                stopped = False
                 for branch, (at, trunk) in enumerate(_branches(block, cell), start=1):
+                    if stopped and at == "sequences":
+                        continue
                     amounts = _amounts(block, cell, trunk)
                     doses = _doses(cell, amounts["updates"], draw)
                     run_scores = _scores(block_name, cell, trunk, doses["pne2"], slope, noise, draw)
@@ -68,8 +71,7 @@ def make_study_tables(
                         for name, value in doses.items()
                     )
                     stop = block.branches.stop_loss
-                    if stop is not None and run_scores["validation_loss"][0] <= stop:
-                        break
+                    stopped = stopped or (stop is not None and run_scores["validation_loss"][0] <= stop)
     write_study_tables(folder, scores, exposure)
     return scores, exposure
 

@@ -1,10 +1,11 @@
 """A small made-up study, as the analysis would leave it: what the tests of figures and report start from."""
 
 import math
-import random
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from gradnoise import layout
 from gradnoise.files import write_json
@@ -12,30 +13,35 @@ from gradnoise.tables import CURVES, EXPLAINED, FLOW, MATCHED, write_table
 
 BATCHES = (16, 64, 256)
 RATES = (0.002, 0.008)
-POINTS = {"loss": (0.05, "nats"), "updates": (96, "updates"), "tokens": (9216, "sequences")}
+SEEDS = 5
+POINTS = {"loss": ("nats", 0.05), "updates": ("updates", 96.0), "tokens": ("sequences", 9216.0)}
 PREDICTORS = ("log10_pne2", "log10_updates", "log10_sum_lr")
+STAGES = ("planned", "started", "finished", "matched", "excluded", "analysed")
+
+Rows = list[dict[str, Any]]
 
 
 def cell_name(batch: int, rate: float) -> str:
     return f"b{batch:03d}-lr{rate:g}"
 
 
-def matched_rows(seeds: int, matchings: Sequence[str] = tuple(POINTS)) -> list[dict[str, Any]]:
-    draw = random.Random(7)
-    rows = []
+def matched_rows(seeds: int = SEEDS, matchings: Sequence[str] = tuple(POINTS)) -> Rows:
+    """Every run of the race block at each matching, with its outcome and predictors."""
+    draw = np.random.default_rng(7)
+    rows: Rows = []
     for matching in matchings:
         for batch in BATCHES:
             for rate in RATES:
                 for seed in range(seeds):
-                    updates = 96.0 if matching == "updates" else 9216.0 / batch
-                    exposure = math.log10(rate / batch) + 4.1 + draw.gauss(0, 0.08)
+                    updates = 96.0 if matching == "updates" else 9216.0 / batch * draw.uniform(0.9, 1.1)
+                    exposure = math.log10(rate / batch) + 2.1 + draw.normal(0, 0.08)
                     quantities = {
-                        "icl": 0.62 + 0.09 * exposure + 0.01 * seed + draw.gauss(0, 0.02),
+                        "icl": 0.8 + 0.09 * exposure + 0.01 * seed + draw.normal(0, 0.02),
                         "log10_pne2": exposure,
                         "updates": updates,
                         "sum_lr": 0.83 * rate * updates,
                     }
-                    identity = {
+                    run = {
                         "run_id": f"{cell_name(batch, rate)}-{seed}",
                         "block": "race",
                         "cell": cell_name(batch, rate),
@@ -44,159 +50,210 @@ def matched_rows(seeds: int, matchings: Sequence[str] = tuple(POINTS)) -> list[d
                         "learning_rate": rate,
                         "matching": matching,
                     }
-                    rows += [{**identity, "quantity": q, "value": v} for q, v in quantities.items()]
+                    rows += [run | {"quantity": name, "value": value} for name, value in quantities.items()]
     return rows
 
 
-def curve_rows(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    curves = []
+def curve_rows(matched: Rows) -> Rows:
+    """A line with a band and an isotonic step for every matching that has runs."""
+    rows: Rows = []
     for matching in POINTS:
         exposures = sorted(
-            r["value"] for r in rows if (r["matching"], r["quantity"]) == (matching, "log10_pne2")
+            row["value"] for row in matched if (row["matching"], row["quantity"]) == (matching, "log10_pne2")
         )
         if exposures:
-            low, high = exposures[0], exposures[-1]
-            for i in range(41):
-                x = low + (high - low) * i / 40
-                half = 0.01 + 0.02 * abs(i / 20 - 1)
-                y = 0.64 + 0.09 * x
-                curves.append(_curve(matching, "mixed_model", x, y, y - half, y + half))
+            for x in np.linspace(exposures[0], exposures[-1], 20):
+                rows.append(_curve(matching, "mixed_model", x, 0.82 + 0.09 * x, 0.03))
             for i, x in enumerate(exposures):
-                curves.append(_curve(matching, "isotonic", x, 0.64 + 0.09 * exposures[i - i % 5], None, None))
-    return curves
+                rows.append(_curve(matching, "isotonic", x, 0.82 + 0.09 * exposures[i - i % 5], None))
+    return rows
 
 
-def _curve(
-    matching: str, curve: str, x: float, y: float, low: float | None, high: float | None
-) -> dict[str, Any]:
-    return {"matching": matching, "curve": curve, "x": x, "y": y, "low": low, "high": high}
+def _curve(matching: str, curve: str, x: float, y: float, half: float | None) -> dict[str, Any]:
+    low, high = (None, None) if half is None else (y - half, y + half)
+    return {"matching": matching, "curve": curve, "x": float(x), "y": y, "low": low, "high": high}
 
 
-def explained_rows(runs: int) -> list[dict[str, Any]]:
-    rows = []
+def explained_rows(runs: int) -> Rows:
+    """R-squared of each predictor; updates are constant at matched updates and have no interval."""
+    rows: Rows = []
     for i, matching in enumerate(POINTS):
         for j, predictor in enumerate(PREDICTORS):
-            if (matching, predictor) != ("updates", "log10_updates"):  # constant there
-                value = 0.8 - 0.2 * j - 0.1 * i
-                rows.append(
-                    {
-                        "matching": matching,
-                        "predictor": predictor,
-                        "statistic": "r2_within_seed",
-                        "value": value,
-                        "low": max(value - 0.15, 0),
-                        "high": min(value + 0.1, 1),
-                        "runs": runs,
-                    }
-                )
+            constant = (matching, predictor) == ("updates", "log10_updates")
+            value = 0.0 if constant else 0.8 - 0.2 * j - 0.1 * i
+            row = {
+                "matching": matching,
+                "predictor": predictor,
+                "statistic": "r2_within_seed",
+                "value": value,
+            }
+            ends = {"low": None, "high": None} if constant else {"low": value - 0.4, "high": value + 0.3}
+            rows.append(row | ends | {"runs": runs})
     return rows
 
 
-def flow_rows(seeds: int, matched: int) -> list[dict[str, Any]]:
-    rows = []
+def flow_rows(matched: int) -> Rows:
+    """`matched` of five runs reach the target in each race cell; one cell has a run that diverged."""
+    rows: Rows = []
     for batch in BATCHES:
         for rate in RATES:
-            counts = {
-                "planned": seeds, "started": seeds, "finished": seeds - (batch == 256 and rate == 0.008),
-                "matched": matched if batch != 256 else max(matched - 1, 0), "excluded": int(batch == 256 and matched > 0),
-                "analysed": matched if batch != 256 else max(matched - 1, 0),
-            }  # fmt: skip
-            cell = cell_name(batch, rate)
-            rows += [{"block": "race", "cell": cell, "stage": s, "runs": n} for s, n in counts.items()]
+            lost = int((batch, rate) == (256, 0.008))
+            reached = min(matched, SEEDS - lost)
+            counts = (SEEDS, SEEDS, SEEDS - lost, reached, 0, reached)
+            rows += _flow("race", cell_name(batch, rate), counts)
     for batch in (32, 128):
-        for stage, n in {
-            "planned": 1,
-            "started": 1,
-            "finished": 1,
-            "matched": 0,
-            "excluded": 0,
-            "analysed": 1,
-        }.items():
-            rows.append({"block": "text", "cell": cell_name(batch, 0.003), "stage": stage, "runs": n})
+        rows += _flow("text", cell_name(batch, 0.003), (1, 1, 1, 1, 0, 1))
     return rows
 
 
-def columns(rows: list[dict[str, Any]], names: Sequence[str]) -> dict[str, list[Any]]:
-    return {name: [row[name] for row in rows] for name in names}
+def _flow(block: str, cell: str, counts: Sequence[int]) -> Rows:
+    pairs = zip(STAGES, counts, strict=True)
+    return [{"block": block, "cell": cell, "stage": stage, "runs": runs} for stage, runs in pairs]
 
 
-def make_results(flow: list[dict[str, Any]], label: str = "REHEARSAL") -> dict[str, Any]:
-    def test(
-        id: str, kind: str, hypothesis: str | None, outcome: str, matching: str, what: str, **numbers: Any
-    ) -> dict[str, Any]:
-        empty = dict.fromkeys(("estimate", "stderr", "df", "p", "low", "high"))
-        return {"id": id, "kind": kind, "hypothesis": hypothesis, "outcome": outcome, "matching": matching,
-                "description": f"{what} at matched {matching}", "level": 0.95, "runs": 30, "seeds": 5, "details": {},
-                **empty, **numbers}  # fmt: skip
-
-    slope = "slope of ICL on log10 exposure"
-    tests = [
-        test("icl-slope", "slope", "H1", "icl", "loss", slope,
-             estimate=0.09123456, stderr=0.0123, df=4.0, p=0.0504, low=0.0571, high=0.1254),
-        test("icl-mixed", "mixed", "H1", "icl", "loss", "mixed model of ICL on log10 exposure",
-             estimate=0.0917, stderr=0.0119),
-        test("icl-trend", "trend", "H1", "icl", "loss", "isotonic trend of ICL over assigned noise levels",
-             estimate=0.71, p=0.00011),
-        test("icl-slope-updates", "slope", "H1", "icl", "updates", slope,
-             estimate=0.0834, stderr=0.02, df=4.0, p=0.0141, low=0.0279, high=0.1389),
-        test("icl-slope-tokens", "slope", "H1", "icl", "tokens", slope,
-             estimate=-0.0012, stderr=0.02, df=4.0, p=0.955, low=-0.0567, high=0.0543),
-        test("icl-batch", "tost", "H3", "icl", "loss", "difference in ICL between batch 16 and batch 64",
-             estimate=0.041, stderr=0.011, df=4.0, p=0.23, low=0.0175, high=0.0645, level=0.9),
-    ]  # fmt: skip
-    totals: dict[str, int] = {}
-    for row in flow:
-        totals[row["stage"]] = totals.get(row["stage"], 0) + row["runs"]
-    cells = [
-        {"block": "race", "cell": cell_name(batch, rate), "batch": batch, "learning_rate": rate, "score": score,
-         "unit": unit, "branch": "last", "mean": mean, "sd": 0.0123, "runs": 5}
-        for batch in BATCHES for rate in RATES
-        for score, unit, mean in (("icl", "accuracy", 0.7123), ("validation_loss", "nats", 0.0151))
-    ] + [
-        {"block": "text", "cell": cell_name(batch, 0.003), "batch": batch, "learning_rate": 0.003, "score": score,
-         "unit": unit, "branch": "last", "mean": mean, "sd": None, "runs": 1}
-        for batch in (32, 128)
-        for score, unit, mean in (("validation_loss", "nats", 2.0512), ("bits_per_character", "bits", 2.9592))
-    ]  # fmt: skip
+def make_results(flow: Rows, label: str) -> dict[str, Any]:
+    """results.json of the study; its numbers are made up and need not follow from the tables."""
+    hypotheses = [
+        _hypothesis("H1", "ICL rises monotonically with exposure", "undecided", 0.0504, 0.1008),
+        _hypothesis("H3", "ICL after batch 16 and batch 64 is alike", "condition not met", 0.23, 0.23),
+        _hypothesis("H4", "ICL rises and IWL falls with exposure", "condition met", 0.0004, 0.0012),
+    ]
+    members = [{"hypothesis": h["id"], "p": h["p"], "p_adjusted": h["p_adjusted"]} for h in hypotheses]
     return {
         "label": label,
         "study": "quick",
-        "plan": {"id": "quick", "title": "Rehearsal of the noise-exposure study", "path": "preregistration/rehearsal.yaml",
-                 "sha256": "0123456789abcdef" * 4},
-        "thresholds": {"target_loss": 0.05, "alpha": 0.05, "level": 0.95, "margin": 0.05, "reliability": 0.95},
-        "matched_points": {k: {"value": v, "unit": unit} for k, (v, unit) in POINTS.items()},
-        "tests": tests,
-        "families": [{"id": "main", "method": "holm", "alpha": 0.05, "members": [
-            {"hypothesis": "H1", "p": 0.0504, "p_adjusted": 0.1008}, {"hypothesis": "H3", "p": 0.23, "p_adjusted": 0.23}]}],
-        "hypotheses": [
-            {"id": "H1", "text": "At matched loss, ICL rises monotonically with exposure.",
-             "rule": "met: icl-slope is above zero and icl-trend is ordered; not met: icl-slope is below zero or icl-trend is a reversal",
-             "outcome": "undecided", "p": 0.0504, "p_adjusted": 0.1008},
-            {"id": "H3", "text": "At matched loss, ICL after batch 16 and after batch 64 differs by less than the margin.",
-             "rule": "met: icl-batch is inside margins; not met: icl-batch is outside zero",
-             "outcome": "condition not met", "p": 0.23, "p_adjusted": 0.23},
-        ],
-        "reliability": {"quantity": "validation_loss", "value": 0.9713, "minimum": 0.95, "reached": True},
-        "cells": cells,
-        "flow": totals,
-    }  # fmt: skip
+        "plan": {
+            "id": "quick",
+            "title": "Rehearsal of the noise study",
+            "path": "preregistration/rehearsal.yaml",
+            "sha256": "0123456789abcdef" * 4,
+            "prior_access": "pilot",
+        },
+        "thresholds": {
+            "target_loss": 0.05,
+            "alpha": 0.05,
+            "level": 0.95,
+            "margin": 0.05,
+            "reliability": 0.95,
+            "trend_margin": None,
+        },
+        "matched_points": {name: {"unit": unit, "value": value} for name, (unit, value) in POINTS.items()},
+        "tests": _tests(),
+        "families": [{"id": "main", "method": "holm", "alpha": 0.05, "members": members}],
+        "hypotheses": hypotheses,
+        "reliability": {
+            "quantity": "validation_loss",
+            "value": 0.97134567,
+            "minimum": 0.95,
+            "reached": True,
+        },
+        "cells": _cells(),
+        "flow": {s: sum(row["runs"] for row in flow if row["stage"] == s) for s in STAGES},
+    }
+
+
+def _hypothesis(id: str, text: str, outcome: str, p: float, p_adjusted: float) -> dict[str, Any]:
+    rule = "met: icl-slope reads above zero; not met: icl-slope reads below zero"
+    return {"id": id, "text": text, "rule": rule, "outcome": outcome, "p": p, "p_adjusted": p_adjusted}
+
+
+def _tests() -> Rows:
+    empty = dict.fromkeys(("estimate", "stderr", "df", "p", "low", "high", "level"))
+    slope = {"kind": "slope", "hypothesis": "H1", "runs": 30, "seeds": 5, "details": {}}
+    numbers = {
+        "loss": (0.09123456, 0.0123, 0.0504, 0.0571, 0.1254),
+        "updates": (0.0834, 0.02, 0.0141, 0.0279, 0.1389),
+        "tokens": (-0.0012, 0.02, 0.955, -0.0567, 0.0543),
+    }
+    rows: Rows = []
+    for matching, (estimate, stderr, p, low, high) in numbers.items():
+        rows.append(
+            {
+                **slope,
+                "id": f"icl-slope-{matching}",
+                "outcome": "undecided",
+                "matching": matching,
+                "description": f"slope of ICL on log10 exposure at matched {matching}",
+                "estimate": estimate,
+                "stderr": stderr,
+                "df": 4,
+                "p": p,
+                "low": low,
+                "high": high,
+                "level": 0.95,
+            }
+        )
+    mixed = {
+        **slope,
+        **empty,
+        "id": "icl-mixed",
+        "kind": "mixed",
+        "outcome": "reported",
+        "matching": "loss",
+        "description": "mixed model of ICL on log10 exposure at matched loss",
+        "estimate": 0.0917,
+        "stderr": 0.0119,
+        "details": {"note": "no degrees of freedom, so no p"},
+    }
+    failed = {
+        **slope,
+        **empty,
+        "id": "icl-batch",
+        "kind": "tost",
+        "outcome": "undecided",
+        "matching": "loss",
+        "description": "difference in ICL between two batches, at matched loss",
+        "details": {"reason": "seeds: 2: the plan tests on 3 or more"},
+    }
+    return [*rows, mixed, failed]
+
+
+def _cells() -> Rows:
+    scores = {
+        "race": (("icl", "accuracy", 0.7123), ("validation_loss", "nats", 0.01512)),
+        "text": (("validation_loss", "nats", 2.0512), ("bits_per_character", "bits", 2.9592)),
+    }
+    cells = [("race", batch, rate) for batch in BATCHES for rate in RATES]
+    cells += [("text", batch, 0.003) for batch in (32, 128)]
+    return [
+        {
+            "block": block,
+            "cell": cell_name(batch, rate),
+            "batch": batch,
+            "learning_rate": rate,
+            "score": score,
+            "unit": unit,
+            "branch": "last",
+            "mean": mean,
+            "sd": 0.0123 if block == "race" else None,
+            "runs": SEEDS if block == "race" else 1,
+        }
+        for block, batch, rate in cells
+        for score, unit, mean in scores[block]
+    ]
 
 
 def write_study(
-    seeds: int = 5, matchings: Sequence[str] = tuple(POINTS), curves: bool = True, label: str = "REHEARSAL"
+    seeds: int = SEEDS,
+    matchings: Sequence[str] = tuple(POINTS),
+    curves: bool = True,
+    label: str = "REHEARSAL",
 ) -> dict[str, Any]:
-    """Write the four tables and results.json of study `quick` under the working folder."""
+    """Write the analysis of study `quick` under the working folder; returns its results.json.
+
+    `seeds` seeds of each race cell reach the points of `matchings`; none means no matched run at all.
+    """
     matched = matched_rows(seeds, matchings)
-    flow = flow_rows(5, seeds if "loss" in matchings else 0)
-    rows = {
+    flow = flow_rows(seeds if "loss" in matchings else 0)
+    contents = {
         MATCHED: matched,
         FLOW: flow,
         CURVES: curve_rows(matched) if curves else [],
         EXPLAINED: explained_rows(6 * seeds) if matched else [],
     }
-    for table, content in rows.items():
-        names = [column.name for column in table.columns]
-        write_table(Path(layout.analysis("quick", table.name)), table, columns(content, names))
+    for table, rows in contents.items():
+        columns = {column.name: [row[column.name] for row in rows] for column in table.columns}
+        write_table(Path(layout.analysis("quick", table.name)), table, columns)
     results = make_results(flow, label)
     write_json(layout.results("quick"), results)
     return results

@@ -1,0 +1,175 @@
+"""The report: everything from the results, nothing from elsewhere."""
+
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from jinja2 import Environment, StrictUndefined
+from tests.unit.figures.synthetic_results import make_results, write_study
+
+from gradnoise import layout
+from gradnoise.errors import InputError
+from gradnoise.figures.draw import draw
+from gradnoise.figures.names import SPECS
+from gradnoise.files import write_json
+from gradnoise.report.render import comparisons, render
+from gradnoise.wording import check_rehearsal
+
+CAPTIONS = Path(__file__).parents[3] / "workflow/report"
+
+
+class _Page(HTMLParser):
+    """Text of a page, and every attribute value that may load something."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.text, self.links, self.tags = "", [], set[str]()
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        self.text += " "  # text of neighbouring cells does not run together
+        self.links += [value or "" for name, value in attrs if name in ("src", "href", "srcset", "action")]
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def page() -> _Page:
+    return _Page(Path(layout.report("quick")).read_text(encoding="utf-8"))
+
+
+def plain(text: str) -> str:
+    return " ".join(text.split())
+
+
+def test_same_results_same_bytes(rendered: Path) -> None:
+    before = Path(layout.report("quick")).read_bytes()
+    render("quick")
+    assert Path(layout.report("quick")).read_bytes() == before
+
+
+def test_nothing_is_loaded_from_elsewhere_and_nothing_runs(rendered: Path) -> None:
+    found = page()
+    assert "script" not in found.tags
+    assert all(link.startswith(("data:", "#")) for link in found.links)
+    css = re.search(r"<style>(.*?)</style>", Path(layout.report("quick")).read_text(), re.DOTALL)
+    assert css
+    assert not re.search(r"url\(|@import", css[1])
+
+
+def test_every_result_is_on_the_page(rendered: Path) -> None:
+    text = plain(page().text)
+    results = make_results([], "REHEARSAL")
+    assert results["plan"]["sha256"] in text
+    for hypothesis in results["hypotheses"]:
+        assert hypothesis["text"] in text
+    assert "p = .0504 p = .101 undecided" in text
+    assert "p < .001 p = .001 condition met" in text
+    assert "p = .230 p = .230 condition not met" in text
+    assert "0.0912 (s.e. 0.0123) 95% [0.0571, 0.125] p = .0504, df 4 30 runs, 5 seeds" in text
+    assert "no degrees of freedom, so no p" in text
+    assert "seeds: 2: the plan tests on 3 or more" in text
+    assert "bits per character bits" in text
+    assert "0.712 (0.012) 0.0151 (0.012) 5" in text
+    assert "validation loss across runs: 0.9713" in text
+    for spec in SPECS:
+        assert f"Figure {spec.number}. {spec.title}." in text
+        assert f"gradnoise trace results/quick/figures/{spec.name}.svg" in text
+
+
+def test_all_outcomes_look_alike(rendered: Path) -> None:
+    cells = re.findall(
+        r"<td([^>]*)>(undecided|condition (?:not )?met)</td>", Path(layout.report("quick")).read_text()
+    )
+    assert {outcome for _, outcome in cells} == {"undecided", "condition met", "condition not met"}
+    assert len({attributes for attributes, _ in cells}) == 1
+
+
+def test_matchings_stand_beside_each_other() -> None:
+    rows = comparisons(make_results([], "REHEARSAL")["tests"])
+    assert [(row.kind, list(row.tests)) for row in rows] == [
+        ("slope", ["loss", "updates", "tokens"]),
+        ("mixed", ["loss"]),
+        ("tost", ["loss"]),
+    ]
+    assert rows[2].description == "difference in ICL between two batches"
+
+
+@pytest.fixture
+def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working folder, for tests that change a study's files."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_a_registered_study_has_no_banner_and_may_use_its_words(rendered: Path, study: Path) -> None:
+    results = _copy(rendered, study)
+    results["label"] = "REGISTERED"
+    results["hypotheses"][0]["outcome"] = "corroborated"
+    write_json(layout.results("quick"), results)
+    render("quick")
+    text = page().text
+    assert "corroborated" in text
+    assert "REHEARSAL" not in text
+
+
+def test_a_rehearsal_may_not(rendered: Path, study: Path) -> None:
+    results = _copy(rendered, study)
+    results["hypotheses"][0]["text"] = "ICL rises, as was proven."
+    write_json(layout.results("quick"), results)
+    with pytest.raises(InputError, match=r"report\.html: 'proven'"):
+        render("quick")
+    assert not Path(layout.report("quick")).exists()
+
+
+def test_text_of_the_plan_is_shown_and_not_run(rendered: Path, study: Path) -> None:
+    results = _copy(rendered, study)
+    results["hypotheses"][0]["text"] = "ICL <script>alert(1)</script> rises & stays"
+    write_json(layout.results("quick"), results)
+    render("quick")
+    found = page()
+    assert "script" not in found.tags
+    assert "ICL <script>alert(1)</script> rises & stays" in found.text
+
+
+def test_a_missing_or_foreign_figure_is_named(rendered: Path, study: Path) -> None:
+    _copy(rendered, study)
+    data = Path(layout.figure("quick", "figure-12-flow", "parquet"))
+    data.write_bytes(Path(layout.figure("quick", "figure-01-exposure", "parquet")).read_bytes())
+    with pytest.raises(InputError, match=r"figure-12-flow\.parquet: carries no caption of this figure"):
+        render("quick")
+    data.unlink()
+    with pytest.raises(InputError, match=r"figure-12-flow\.parquet: missing"):
+        render("quick")
+
+
+def test_a_study_without_matched_runs_still_has_a_report(study: Path) -> None:
+    write_study(seeds=0)
+    draw("quick")
+    render("quick")
+    assert "at matched loss (0.05 nats; no run)" in plain(page().text)
+
+
+def _copy(rendered: Path, study: Path) -> dict[str, Any]:
+    """Results and figures of the rendered study in folder `study`, without its report; the results to change."""
+    for path in (rendered / "results").rglob("*"):
+        if path.is_file() and path.name != "report.html":
+            target = study / path.relative_to(rendered)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(path.read_bytes())
+    return make_results([], "REHEARSAL")
+
+
+@pytest.mark.parametrize("name", ["workflow", *(spec.name for spec in SPECS)])
+def test_snakemakes_captions_print_the_plans_threshold(name: str) -> None:
+    template = Environment(undefined=StrictUndefined).from_string((CAPTIONS / f"{name}.rst").read_text())  # noqa: S701
+    params = SimpleNamespace(label="REHEARSAL", target_loss=0.0725)
+    text = template.render(snakemake=SimpleNamespace(params=params, config={"study": "quick"}))
+    check_rehearsal(text, name)
+    if name != "workflow":
+        assert "0.0725 nats" in text
+        assert text.startswith("**REHEARSAL**")
