@@ -35,7 +35,8 @@ phase = typer.Typer(
 app.add_typer(phase, name="run")
 
 StudyName = Annotated[
-    str, typer.Option("--study", help="Name of the study: its settings are config/NAME.yaml.", show_default=False)
+    str,
+    typer.Option("--study", help="Name of the study: its settings are config/NAME.yaml.", show_default=False),
 ]
 
 
@@ -72,7 +73,7 @@ def _record(
 @phase.command(epilog="Example: [bold]gradnoise run prepare --study quick[/bold]")
 def prepare(study: StudyName) -> None:
     """Read, clean, split and hash the corpus."""
-    from gradnoise.tasks import text
+    from gradnoise.tasks.corpus import prepare as work
 
     settings = load_study(study)
     _record(
@@ -80,13 +81,14 @@ def prepare(study: StudyName) -> None:
         study,
         [],
         phases.prepare_outputs(study, settings),
-        lambda: text.prepare(study),
+        lambda: work(study),
         settings=phases.prepare_settings(settings),
     )
 
 
 @phase.command(
-    epilog="Example: [bold]gradnoise run train --study quick --block race --cell b016-lr0.002 --seeds s00-04[/bold]"
+    epilog="Example: [bold]gradnoise run train --study quick --block race"
+    " --cell b016-lr0.002 --seeds s00-04[/bold]"
 )
 def train(
     study: StudyName,
@@ -176,7 +178,9 @@ def provenance(study: StudyName) -> None:
 
 @app.command(epilog="Example: [bold]gradnoise trace results/quick/figures/figure-01-exposure.svg[/bold]")
 def trace(
-    file: Annotated[Path, typer.Argument(help="A file under results/, such as a figure.", show_default=False)],
+    file: Annotated[
+        Path, typer.Argument(help="A file under results/, such as a figure.", show_default=False)
+    ],
 ) -> None:
     """Walk a figure back to its runs, verifying every hash offline; exit 1 at the first break."""
     from gradnoise.provenance.trace import TraceBreak

@@ -11,7 +11,7 @@ from gradnoise.study import Study, TextTask
 
 # Module of each phase: where its code closure starts.
 MODULES = {
-    "prepare": "gradnoise.tasks.text",
+    "prepare": "gradnoise.tasks.corpus",
     "train": "gradnoise.training.train",
     "measure": "gradnoise.noise.measure",
     "analyse": "gradnoise.analysis.analyse",

@@ -232,7 +232,8 @@ def validated(model: type[M], value: object, where: str) -> M:
 
 def write_schemas(folder: Path) -> None:
     """Write the JSON schemas of `config.yaml` and of a study's settings, for editors and Snakemake."""
-    for name, model in {"config": Config, "study": Study}.items():
+    models: dict[str, type[Strict]] = {"config": Config, "study": Study}
+    for name, model in models.items():
         schema = {"$schema": "https://json-schema.org/draft/2020-12/schema", **model.model_json_schema()}
         write_json(folder / f"{name}.schema.json", schema)
 

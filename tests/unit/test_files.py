@@ -20,9 +20,14 @@ def test_a_written_file_is_whole_and_leaves_no_temporary(tmp_path: Path) -> None
 
 def test_an_error_keeps_the_old_file(tmp_path: Path) -> None:
     write_bytes(tmp_path / "file", b"old")
-    with pytest.raises(RuntimeError), atomic(tmp_path / "file") as temporary:
-        temporary.write_bytes(b"ne")
-        raise RuntimeError
+
+    def interrupted() -> None:
+        with atomic(tmp_path / "file") as temporary:
+            temporary.write_bytes(b"ne")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        interrupted()
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
     assert (tmp_path / "file").read_bytes() == b"old"
 

@@ -18,7 +18,5 @@ def test_a_stream_is_a_function_of_its_key_alone(key: tuple[int, str, int]) -> N
 
 @given(_keys, _keys)
 def test_other_keys_are_other_streams(one: tuple[int, str, int], other: tuple[int, str, int]) -> None:
-    same = torch.equal(
-        torch.randn(4, generator=generator(*one)), torch.randn(4, generator=generator(*other))
-    )
+    same = torch.equal(torch.randn(4, generator=generator(*one)), torch.randn(4, generator=generator(*other)))
     assert same == (one == other)

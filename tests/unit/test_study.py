@@ -23,7 +23,11 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("seeds: 5", "seeds: 0", "blocks.race.seeds: 0: Input should be greater than or equal to 1"),
         ("seeds: 5", "seeds: .nan", "config/quick.yaml: blocks: race: seeds: nan: must be a finite number"),
         ("seeds: 5", "seeds: 5\n    seeds: 6", "duplicate key"),
-        ("item_noise: 0.1", "item_noise: -1", "blocks.race.task.pair.item_noise: -1: Input should be greater"),
+        (
+            "item_noise: 0.1",
+            "item_noise: -1",
+            "blocks.race.task.pair.item_noise: -1: Input should be greater",
+        ),
         ("heads: 2", "heads: 3", "width must be a multiple of heads"),
         ("batch: [16, 64", "batch: [12, 64", "grid.batch 12 must be a multiple of noise.contributions"),
         ("6144, 16384]", "6144, 16000]", "branches.sequences 16000 must be a multiple of grid.batch 256"),

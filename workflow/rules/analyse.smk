@@ -5,17 +5,17 @@ rule analyse_plan:
         scores=layout.scores(NAME),
         exposure=layout.exposure(NAME),
     output:
-        results=layout.results(NAME),
         **{table: layout.analysis(NAME, table) for table in layout.ANALYSIS_TABLES},
-    params:
-        study=NAME,
-        design=settings_text(phases.design(STUDY)),
+        results=layout.results(NAME),
     log:
         f"logs/{NAME}/analyse.log",
     benchmark:
         f"logs/{NAME}/analyse.benchmark.tsv"
     conda:
         "../envs/gradnoise.yaml"
+    params:
+        study=NAME,
+        design=settings_text(phases.design(STUDY)),
     message:
         "carry out the tests of the plan"
     shell:

@@ -8,6 +8,7 @@ from gradnoise.files import canonical_json
 from gradnoise.provenance.closure import code_closure
 from gradnoise.registration.plan import load_plan
 from gradnoise.study import load_study
+from gradnoise.training.settings import job_settings
 
 NAME = config["study"]
 try:
@@ -34,3 +35,25 @@ def code(phase):
 def settings_text(settings):
     """Settings as one parameter: Snakemake reruns a job when they change, whatever else the file holds."""
     return canonical_json(settings).decode()
+
+
+def corpus_of(wildcards):
+    """Text blocks read the prepared corpus, the others nothing."""
+    return phases.corpus(wildcards.study, STUDY, wildcards.block)
+
+
+def settings_of(wildcards):
+    """What decides this training job, and no other one."""
+    return settings_text(
+        job_settings(STUDY, wildcards.block, wildcards.cell, wildcards.chunk)
+    )
+
+
+def captioned(spec):
+    """A figure with its caption for Snakemake's own report."""
+    return report(
+        layout.figure(NAME, spec.name, "svg"),
+        caption=f"../report/{spec.name}.rst",
+        category="Figures",
+        labels={"figure": str(spec.number), "title": spec.title},
+    )

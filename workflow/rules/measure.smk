@@ -6,14 +6,14 @@ rule measure_exposure:
         exposure=layout.exposure(NAME),
         tensors=layout.exposure_tensors(NAME),
         scores=layout.scores(NAME),
-    params:
-        study=NAME,
     log:
         f"logs/{NAME}/measure.log",
     benchmark:
         f"logs/{NAME}/measure.benchmark.tsv"
     conda:
         "../envs/gradnoise.yaml"
+    params:
+        study=NAME,
     message:
         "integrate the exposure of all runs"
     shell:

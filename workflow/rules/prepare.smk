@@ -3,14 +3,14 @@ rule prepare_corpus:
         code=code("prepare"),
     output:
         plays=layout.plays("{study}"),
-    params:
-        settings=settings_text(phases.prepare_settings(STUDY)),
     log:
         "logs/{study}/prepare.log",
     benchmark:
         "logs/{study}/prepare.benchmark.tsv"
     conda:
         "../envs/gradnoise.yaml"
+    params:
+        settings=settings_text(phases.prepare_settings(STUDY)),
     message:
         "prepare the corpus of {wildcards.study}"
     shell:

@@ -4,14 +4,14 @@ rule write_manifest:
         files=phases.outputs(NAME, STUDY),
     output:
         manifest=layout.manifest(NAME),
-    params:
-        study=NAME,
     log:
         f"logs/{NAME}/provenance.log",
     benchmark:
         f"logs/{NAME}/provenance.benchmark.tsv"
     conda:
         "../envs/gradnoise.yaml"
+    params:
+        study=NAME,
     message:
         "account for every file of the study"
     shell:

@@ -5,14 +5,14 @@ rule render_report:
         figures=phases.draw_outputs(NAME),
     output:
         html=layout.report(NAME),
-    params:
-        study=NAME,
     log:
         f"logs/{NAME}/report.log",
     benchmark:
         f"logs/{NAME}/report.benchmark.tsv"
     conda:
         "../envs/gradnoise.yaml"
+    params:
+        study=NAME,
     message:
         "render the report"
     shell:

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from gradnoise.tasks import Stream
 from gradnoise.tasks.pair import PairStream
+from gradnoise.tasks.stream import Stream
 
 # Sequences scored at once: bounds the memory of text logits.
 _BATCH = 1024
@@ -74,7 +74,8 @@ def _answers(model: nn.Module) -> Callable[[Tensor], Tensor]:
 def _loss(answer: Callable[[Tensor], Tensor], inputs: Tensor, targets: Tensor) -> Score:
     """Mean over sequences of the mean cross-entropy over a sequence's targets."""
     parts = []
-    for x, y in zip(inputs.split(_BATCH), targets.split(_BATCH), strict=True):
+    for start in range(0, len(inputs), _BATCH):
+        x, y = inputs[start : start + _BATCH], targets[start : start + _BATCH]
         losses = cross_entropy(answer(x).flatten(0, -2), y.flatten(), reduction="none")
         parts.append(losses.view(len(y), -1).double().mean(1))
     loss = torch.cat(parts)

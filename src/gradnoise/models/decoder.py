@@ -28,7 +28,8 @@ class Block(nn.Module):
         query, key, value = parts.view(batch, tokens, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
         mixed = scaled_dot_product_attention(query, key, value, is_causal=True)
         x = x + self.attention_out(mixed.transpose(1, 2).reshape(batch, tokens, width))
-        return x + self.mlp_out(relu(self.mlp_in(self.mlp_norm(x))))
+        out: Tensor = x + self.mlp_out(relu(self.mlp_in(self.mlp_norm(x))))
+        return out
 
 
 class Decoder(nn.Module):

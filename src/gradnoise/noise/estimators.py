@@ -1,20 +1,11 @@
 """Estimators of the update's noise from the R contributions that made one gradient."""
 
 import math
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-
-class Estimate(NamedTuple):
-    """A number that travels with its standard error; `float(estimate)` is its value."""
-
-    value: float
-    stderr: float
-
-    def __float__(self) -> float:
-        return self.value
+from gradnoise.noise.estimate import Estimate
 
 
 def trace(gram: Tensor) -> Estimate:
@@ -49,3 +40,9 @@ def gram(rows: Tensor) -> Tensor:
     """(R, R) inner products of the R rows, in float64."""
     rows = rows.double()
     return rows @ rows.T
+
+
+def diagonal(rows: Tensor) -> Tensor:
+    """Diagonal of C/B from the R contributions (R, D), R/(R - 1) [ sum_r h_r^2 - g^2 / R ]: unbiased."""
+    size = len(rows)
+    return size * rows.var(0) if size > 1 else torch.zeros_like(rows[0])

@@ -1,23 +1,26 @@
 """The meter: exposure to gradient noise, measured in the step that training really took.
 
-    meter = exposure(model, optimizer, every=100)
-    ...                                    # K calls of backward() before step() are K micro-batches
-    meter.last.trace, meter.last.pne2      # each an Estimate(value, stderr)
+meter = exposure(model, optimizer, every=100)
+...                                    # K calls of backward() before step() are K micro-batches
+meter.last.trace, meter.last.pne2      # each an Estimate(value, stderr)
 """
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
 from gradnoise.errors import InputError
-from gradnoise.noise.estimators import Estimate, gram, trace
+from gradnoise.noise.estimate import Estimate
+from gradnoise.noise.estimators import diagonal, gram, trace
 from gradnoise.noise.integrals import Event, integrate
 from gradnoise.noise.preconditioners import preconditioner
+
+Preconditioner = Literal["expected", "step"]
 
 
 @dataclass(frozen=True)
@@ -44,24 +47,34 @@ class TensorTrace:
     trace_c: float
 
 
-def exposure(model: nn.Module, optimizer: torch.optim.Optimizer, every: int = 100) -> "Exposure":
+def exposure(
+    model: nn.Module, optimizer: torch.optim.Optimizer, every: int = 100, p: Preconditioner = "expected"
+) -> "Exposure":
     """Attach a meter that measures one update in `every`.
 
     Each measured update needs at least two calls of `backward()`; an update made from one is left out and
     counted in `skipped`. Gradient contributions are kept for that update only (R copies of the gradient),
-    and P is read after the step, so C and P come from the same batch. Raises `InputError` for `every` < 1,
-    parameters unknown to the model, parameter groups of different learning rates, or an optimizer whose
-    preconditioner is unknown.
+    and P is read after the step, so C and P come from the same batch. `p="expected"` (default) puts the
+    expected square of this batch's noise into Adam's second moment; `p="step"` takes it as it is, which a
+    few young coordinates then dominate in the first updates (see `preconditioner`).
+
+    Raises `InputError` for `every` < 1, an unknown `p`, parameters unknown to the model, parameter groups of
+    different learning rates, or an optimizer whose preconditioner is unknown.
     """
-    return Exposure(model, optimizer, every)
+    return Exposure(model, optimizer, every, p)
 
 
 class Exposure:
     """See `exposure`. `events` and `tensors` are the ledger so far."""
 
-    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, every: int) -> None:
+    def __init__(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, every: int, p: Preconditioner = "expected"
+    ) -> None:
         if every < 1:
             raise InputError("every", every, "must be at least 1 update")
+        if p not in ("expected", "step"):
+            raise InputError("p", p, "must be expected or step")
+        self._expected = p == "expected"
         names = {parameter: name for name, parameter in model.named_parameters()}
         used = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
         if any(parameter not in names for parameter in used):
@@ -147,7 +160,16 @@ class Exposure:
             self._listen()
         if measured and self._open is not None:
             trace_now = Estimate(self._open.trace_pcp, self._open.trace_pcp_se)
-            self.last = Reading(step=self._step, lr=rate, trace=trace_now, **self.reading())
+            total = self.reading()
+            self.last = Reading(
+                step=self._step,
+                lr=rate,
+                trace=trace_now,
+                pne=total["pne"],
+                pne2=total["pne2"],
+                ne=total["ne"],
+                retained=total["retained"],
+            )
 
     def _settings(self) -> tuple[float, float]:
         """Learning rate and decoupled weight decay of the step, the same in every group."""
@@ -155,18 +177,22 @@ class Exposure:
         decoupled = isinstance(self._optimizer, torch.optim.AdamW)
         found = {(float(g["lr"]), float(g.get("weight_decay", 0.0)) if decoupled else 0.0) for g in groups}
         if len(found) != 1:
-            raise InputError("optimizer", f"{len(found)} different groups", "give all groups one lr and decay")
+            raise InputError(
+                "optimizer", f"{len(found)} different groups", "give all groups one lr and decay"
+            )
         return found.pop()
 
     def _measure(self, rate: float) -> bool:
-        """Turn this update's contributions into an event that opens a new interval; False if there is none."""
+        """Turn this update's contributions into an event that opens an interval; False if there is none."""
         counts = {len(rows) for rows in self._rows.values()} - {0}
         if counts in (set(), {1}):
             self.skipped += 1
             return False
         if len(counts) != 1:
             raise InputError(
-                "backward", f"{sorted(counts)} contributions", "every backward() must reach the same parameters"
+                "backward",
+                f"{sorted(counts)} contributions",
+                "every backward() must reach the same parameters",
             )
         size = counts.pop()
         plain, weighted = torch.zeros(2, size, size, dtype=torch.float64).unbind()
@@ -174,9 +200,10 @@ class Exposure:
             if not rows:
                 continue
             contributions = torch.stack(rows)
-            p = preconditioner(self._optimizer, self._names[name])
-            scaled = contributions * (p.flatten() if isinstance(p, Tensor) else p)
-            parts = gram(scaled).cpu(), gram(contributions).cpu()
+            parameter = self._names[name]
+            variance = diagonal(contributions).view_as(parameter) if self._expected else None
+            p = preconditioner(self._optimizer, parameter, variance)
+            parts = gram(contributions * p.flatten()).cpu(), gram(contributions).cpu()
             weighted += parts[0]
             plain += parts[1]
             traces = trace(parts[0]).value, trace(parts[1]).value

@@ -15,7 +15,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from gradnoise.noise.estimators import Estimate
+from gradnoise.noise.estimate import Estimate
 
 DEFINITIONS = ("pne", "pne2", "ne", "retained")
 # AdamW: gradients in loss per parameter, P their inverse, so learning rate and update are in parameters.

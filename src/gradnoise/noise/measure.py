@@ -61,7 +61,7 @@ def _by_run(rows: pa.Table) -> dict[str, list[Row]]:
 
 def _branches(scores: pa.Table) -> list[Row]:
     """One row for each finished branch of each run."""
-    seen = {}
+    seen: dict[tuple[str, int], Row] = {}
     for row in scores.to_pylist():
         if row["status"] == "finished":
             seen.setdefault((row["run_id"], row["branch"]), row)

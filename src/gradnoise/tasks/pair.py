@@ -8,6 +8,7 @@ Source: the minimal model of Nguyen and Reddy (arXiv 2412.00104), with the score
 """
 
 import math
+
 import torch
 from torch import Tensor
 from torch.nn.functional import one_hot

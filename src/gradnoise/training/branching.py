@@ -17,7 +17,7 @@ from gradnoise.evaluation.scores import NAMES, scores
 from gradnoise.models.decoder import Decoder
 from gradnoise.streams import generator
 from gradnoise.study import Block, Cell
-from gradnoise.tasks import Stream
+from gradnoise.tasks.stream import Stream
 from gradnoise.training import checkpoint
 from gradnoise.training.loop import Batches, Settings, State, Stretch, train
 from gradnoise.training.settings import anneal_updates, branch_points
@@ -74,21 +74,35 @@ def run(
     """Train one run to the end of its budget; the log holds rows for the job's four tables.
 
     After every branch the run is checkpointed to `resume` and goes on from there after a kill. A run whose
-    trunk diverges is an outcome: its remaining branches are logged as diverged, with null scores.
+    trunk diverges is an outcome: its remaining branches are logged as diverged, with null scores. A trunk
+    that stops at its loss still goes on to the branch at `branches.updates`, which every run needs.
     """
     state = new_state(block, cell, seed, stream, device)
     log = checkpoint.restore(resume, state, fingerprint)
     if log is None:
-        log = {"windows": [], "events": [], "tensors": [], "scores": [], "done": 0, "stopped": False, "lost": False}
+        log = {
+            "windows": [],
+            "events": [],
+            "tensors": [],
+            "scores": [],
+            "done": 0,
+            "stopped": False,
+            "lost": False,
+        }
     batches = Batches(stream, device)
     for number, (step, at) in enumerate(branch_points(block, cell), start=1):
         if number <= log["done"]:
             continue
-        if log["stopped"] and at == "sequences":
+        if log["stopped"] and step != block.branches.updates:
             continue
         if not log["lost"] and step > state.step:
             stretch = train(
-                state, batches, _settings(block, cell), step - state.step, lambda _: cell.learning_rate, advance
+                state,
+                batches,
+                _settings(block, cell),
+                step - state.step,
+                lambda _: cell.learning_rate,
+                advance,
             )
             _add(log, TRUNK, stretch)
             log["lost"] = stretch.diverged

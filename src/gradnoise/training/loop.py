@@ -10,7 +10,7 @@ from torch.nn.functional import cross_entropy
 
 from gradnoise.noise.exposure import TensorTrace, exposure
 from gradnoise.noise.integrals import Event
-from gradnoise.tasks import Stream
+from gradnoise.tasks.stream import Stream
 
 # Training sequences are drawn in numbered chunks, so sequence n is the same whatever the batch size.
 CHUNK = 4096
@@ -128,12 +128,12 @@ def _backward(model: nn.Module, inputs: Tensor, targets: Tensor, parts: int) -> 
     """Accumulate the gradient of the batch's mean loss from `parts` micro-batches; return that loss."""
     if parts == 1:
         loss = cross_entropy(model(inputs).flatten(0, -2), targets.flatten())
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         return loss.detach()
     total = torch.zeros((), device=inputs.device)
     for x, y in zip(inputs.chunk(parts), targets.chunk(parts), strict=True):
         loss = cross_entropy(model(x).flatten(0, -2), y.flatten()) / parts
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         total += loss.detach()
     return total
 

@@ -10,7 +10,7 @@ from gradnoise import layout
 from gradnoise.files import sha256, sha256_of
 from gradnoise.study import Block, TextTask, load_study
 from gradnoise.tables import NOISE_EVENTS, NOISE_TENSORS, SCORES, TRAJECTORY, write_table
-from gradnoise.tasks import stream
+from gradnoise.tasks.stream import stream
 from gradnoise.training.branching import Log, run
 from gradnoise.training.settings import job_runs, job_settings
 
@@ -40,7 +40,14 @@ def train(
         data = stream(chosen.task, member["seed"], corpus)
         fingerprint = sha256_of([*decides, member])
         log = run(
-            chosen, chosen.cell(cell), member["seed"], data, settings.device, scratch[-1], fingerprint, advance
+            chosen,
+            chosen.cell(cell),
+            member["seed"],
+            data,
+            settings.device,
+            scratch[-1],
+            fingerprint,
+            advance,
         )
         logs.append((member, log))
     _write(study, chosen, (block, cell, chunk), logs)
@@ -48,7 +55,9 @@ def train(
         checkpoint.unlink()
 
 
-def _write(study: str, block: Block, job: tuple[str, str, str], logs: list[tuple[dict[str, Any], Log]]) -> None:
+def _write(
+    study: str, block: Block, job: tuple[str, str, str], logs: list[tuple[dict[str, Any], Log]]
+) -> None:
     cell = block.cell(job[1])
     identity = ("run_id", "block", "cell", "seed_index")
     tables: dict[str, Rows] = {name: [] for name in layout.RUN_TABLES}

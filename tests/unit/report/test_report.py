@@ -155,7 +155,7 @@ def test_a_study_without_matched_runs_still_has_a_report(study: Path) -> None:
 
 
 def _copy(rendered: Path, study: Path) -> dict[str, Any]:
-    """Results and figures of the rendered study in folder `study`, without its report; the results to change."""
+    """Copy results and figures, without the report, to `study`; returns the results, to be changed."""
     for path in (rendered / "results").rglob("*"):
         if path.is_file() and path.name != "report.html":
             target = study / path.relative_to(rendered)

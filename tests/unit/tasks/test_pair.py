@@ -23,7 +23,9 @@ def test_a_context_holds_each_class_as_often_and_the_query_without_label() -> No
     assert inputs.shape == (500, 7, 32)
     assert torch.equal(labels[:, -1], torch.zeros(500, 16))
     assert torch.equal(labels[:, :-1].sum(-1), torch.ones(500, 6))
-    assert set(labels.sum(1).unique().tolist()) <= {0.0, 2.0, 4.0, 6.0}, "labels come in whole classes of two copies"
+    assert set(labels.sum(1).unique().tolist()) <= {0.0, 2.0, 4.0, 6.0}, (
+        "labels come in whole classes of two copies"
+    )
     assert labels.sum(1).gather(1, targets[:, None]).min() >= 2, "with pB = 1 the answer is in the context"
     # 3500 items of expected squared norm 1; relative sd of the mean is sqrt(2/16/96) over class means.
     assert items.square().sum(-1).mean().item() == pytest.approx(1.0, abs=0.15)
@@ -82,6 +84,7 @@ def test_the_context_oracle_is_calibrated_where_classes_overlap() -> None:
     assert 0.6 < hit.mean() < 0.95
     stderr = (hit - confidence).std().item() / 20000**0.5
     assert abs((hit - confidence).mean().item()) < 4 * stderr
+
     # Any other temperature is a worse posterior.
     def loss(scale: float) -> float:
         return torch.nn.functional.cross_entropy(scale * ContextOracle(task)(inputs), targets).item()

@@ -10,8 +10,9 @@ from gradnoise.errors import InputError
 from gradnoise.evaluation.scores import scores
 from gradnoise.study import TextTask
 from gradnoise.tables import PLAYS, read_table, write_table
-from gradnoise.tasks import stream
-from gradnoise.tasks.text import TextStream, clean, plays, prepare, split
+from gradnoise.tasks.corpus import clean, plays, prepare, split
+from gradnoise.tasks.stream import stream
+from gradnoise.tasks.text import TextStream
 
 TASK = TextTask(kind="text", context=16, validation_plays=1)
 

@@ -12,7 +12,7 @@ from gradnoise import layout
 from gradnoise.errors import InputError
 from gradnoise.study import Study, load_study
 from gradnoise.tables import NOISE_EVENTS, NOISE_TENSORS, SCORES, TRAJECTORY, read_table
-from gradnoise.tasks import stream
+from gradnoise.tasks.stream import stream
 from gradnoise.training import checkpoint
 from gradnoise.training.branching import new_state, run
 from gradnoise.training.loop import CHUNK, Batches, Settings, train
@@ -23,7 +23,8 @@ SMALL = """
 plan: preregistration/rehearsal.yaml
 blocks:
   race:
-    task: {kind: pair, classes: 12, features: 8, labels: 4, context_classes: 2, copies: 2, item_noise: 0.1, in_context: 1.0}
+    task: {kind: pair, classes: 12, features: 8, labels: 4, context_classes: 2, copies: 2, item_noise: 0.1,
+      in_context: 1.0}
     model: {width: 8, layers: 1, heads: 1}
     branches: {sequences: [256, 512], updates: 4, anneal: 0.5}
     evaluation_sequences: 256
@@ -88,7 +89,9 @@ def test_a_job_writes_what_was_trained(study: Study) -> None:
     assert (total - expected).abs().max() < 1e-9 * expected.abs().max()
     trajectory = read_table(layout.run("small", *JOB, "trajectory"), TRAJECTORY).to_pandas()
     assert trajectory[trajectory.segment == 0].groupby("run_id").step.max().tolist() == [32, 32]
-    assert not list(Path("scratch").rglob("*.safetensors")), "checkpoints go when the job's tables are written"
+    assert not list(Path("scratch").rglob("*.safetensors")), (
+        "checkpoints go when the job's tables are written"
+    )
 
 
 def test_the_same_job_gives_the_same_bytes(study: Study) -> None:
@@ -171,7 +174,16 @@ def test_the_trunk_stops_once_a_branch_reached_the_loss(study: Study, tmp_path: 
     block = study.block("race")
     branches = block.branches.model_copy(update={"stop_loss": 100.0, "updates": 20})
     block = block.model_copy(update={"branches": branches})
-    log = run(block, block.cell("b016-lr0.002"), 1, stream(block.task, 1), "cpu", tmp_path / "c", "x", lambda _: None)
+    log = run(
+        block,
+        block.cell("b016-lr0.002"),
+        1,
+        stream(block.task, 1),
+        "cpu",
+        tmp_path / "c",
+        "x",
+        lambda _: None,
+    )
     places = sorted({(row["branch"], row["at"], row["trunk_sequences"]) for row in log["scores"]})
     assert places == [(1, "sequences", 256), (2, "updates", 320)], "the update branch is still due"
 

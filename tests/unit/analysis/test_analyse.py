@@ -1,0 +1,214 @@
+"""The phase as a whole, on made-up tables of a quick study."""
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gradnoise import layout, tables
+from gradnoise.analysis.analyse import analyse
+from gradnoise.errors import InputError
+from tests.unit.analysis.fixtures import Rows, make_study_tables, write_study_tables
+
+ROOT = Path.cwd()
+Results = dict[str, Any]
+
+
+def new_study(folder: Path, **settings: float) -> tuple[Rows, Rows]:
+    for name in ("config", "preregistration"):
+        shutil.copytree(ROOT / name, folder / name)
+    # Fewer draws, for speed: another plan, so other names of runs.
+    plan = folder / "preregistration/rehearsal.yaml"
+    plan.write_text(plan.read_text(encoding="utf-8").replace("draws: 9999", "draws: 999"), encoding="utf-8")
+    return make_study_tables(folder, **settings)
+
+
+def analysed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Results:
+    monkeypatch.chdir(folder)
+    analyse("quick")
+    found: Results = json.loads((folder / layout.results("quick")).read_text(encoding="utf-8"))
+    return found
+
+
+def by_id(entries: list[Results]) -> dict[str, Results]:
+    return {entry["id"]: entry for entry in entries}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("study")
+    new_study(path)
+    with pytest.MonkeyPatch.context() as patch:
+        analysed(path, patch)
+    return path
+
+
+@pytest.fixture(scope="module")
+def results(folder: Path) -> Results:
+    found: Results = json.loads((folder / layout.results("quick")).read_text(encoding="utf-8"))
+    return found
+
+
+def test_it_finds_what_was_put_in(results: Results) -> None:
+    tests = by_id(results["tests"])
+    assert tests["icl-slope"]["low"] < 0.08 < tests["icl-slope"]["high"]
+    assert tests["iwl-slope"]["low"] < -0.04 < tests["iwl-slope"]["high"]
+    assert tests["icl-mixed"]["estimate"] == pytest.approx(tests["icl-slope"]["estimate"], abs=0.002)
+    assert tests["icl-trend"]["outcome"] == "ordered"
+    assert {name: entry["outcome"] for name, entry in by_id(results["hypotheses"]).items()} == {
+        "H1": "condition met",
+        "H3": "condition not met",
+        "H4": "condition met",
+    }
+    assert results["reliability"]["reached"]
+    assert results["flow"]["analysed"] == 32
+
+
+def test_every_number_of_the_plan_is_reported_as_registered(results: Results) -> None:
+    tests = by_id(results["tests"])
+    assert results["label"] == "REHEARSAL"
+    assert results["thresholds"]["margin"] == 0.05
+    assert results["thresholds"]["target_loss"] == 0.05
+    assert tests["icl-trend"]["details"]["draws"] == 999
+    assert tests["icl-batch"]["level"] == 0.9
+    assert tests["icl-batch"]["p"] == max(tests["icl-batch"]["details"][name] for name in ("p_low", "p_high"))
+    assert by_id(results["hypotheses"])["H4"]["p"] == max(tests["icl-slope"]["p"], tests["iwl-slope"]["p"])
+    assert tests["icl-mixed"]["p"] is None
+    assert results["matched_points"]["updates"] == {"unit": "updates", "value": 96, "interpolated": False}
+
+
+def test_cells_of_one_run_have_no_deviation(results: Results) -> None:
+    sizes = {(cell["block"], cell["runs"], cell["sd"] is None) for cell in results["cells"]}
+    assert sizes == {("race", 5, False), ("text", 1, True)}
+
+
+def test_nothing_of_a_rehearsal_sounds_like_a_verdict(folder: Path, results: Results) -> None:
+    # The plan's own prose too: it is printed in the report.
+    text = json.dumps(results) + (folder / "preregistration/rehearsal.yaml").read_text(encoding="utf-8")
+    assert not re.search(r"confirm|significan|corroborat|falsif|equivalen|prove[ns]|supports the", text, re.I)
+
+
+def test_tables_hold_every_matching_and_the_line_its_band(folder: Path) -> None:
+    def read(name: str, table: tables.Table) -> Rows:
+        return tables.read_table(folder / layout.analysis("quick", name), table).to_pylist()
+
+    matchings = {"loss", "updates", "tokens"}
+    matched = read("matched", tables.MATCHED)
+    assert {row["matching"] for row in matched} == matchings
+    assert {row["block"] for row in matched} == {"race"}
+    curves = read("curves", tables.CURVES)
+    assert {(row["matching"], row["curve"]) for row in curves} == {
+        (matching, curve) for matching in matchings for curve in ("mixed_model", "isotonic")
+    }
+    assert all((row["low"] is None) == (row["curve"] == "isotonic") for row in curves)
+    assert all(row["low"] < row["y"] < row["high"] for row in curves if row["low"] is not None)
+    steps = [row["y"] for row in curves if (row["matching"], row["curve"]) == ("loss", "isotonic")]
+    assert steps == sorted(steps)
+    explained = {(row["matching"], row["predictor"]): row for row in read("explained", tables.EXPLAINED)}
+    assert len(explained) == 12
+    assert explained["updates", "log10_updates"]["value"] == 0
+
+
+def test_the_same_tables_give_the_same_bytes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = sorted((folder / "results/quick/analysis").iterdir())
+    before = [file.read_bytes() for file in files]
+    analysed(folder, monkeypatch)
+    assert len(files) == 5
+    assert [file.read_bytes() for file in files] == before
+
+
+def test_a_flat_study_meets_no_rule_on_slopes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    new_study(tmp_path, slope=0.0)
+    results = analysed(tmp_path, monkeypatch)
+    outcomes = {name: entry["outcome"] for name, entry in by_id(results["hypotheses"]).items()}
+    assert outcomes == {"H1": "undecided", "H3": "condition met", "H4": "undecided"}
+
+
+def test_a_falling_study_is_said_to_fall(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    new_study(tmp_path, slope=-0.08)
+    hypotheses = by_id(analysed(tmp_path, monkeypatch)["hypotheses"])
+    assert hypotheses["H1"]["outcome"] == hypotheses["H4"]["outcome"] == "condition not met"
+    assert hypotheses["H1"]["p"] > 0.9
+
+
+def diverge(row: Results) -> None:
+    row |= {"status": "diverged", "value": None, "stderr": None}
+
+
+@pytest.mark.parametrize(
+    ("lost", "started", "finished", "seeds"),
+    [
+        pytest.param(lambda row: row["seed_index"] > 1, 32, 14, 2, id="three seeds diverge"),
+        pytest.param(lambda row: row["block"] == "race", 32, 2, 0, id="every run diverges"),
+    ],
+)
+def test_too_few_seeds_decide_nothing(
+    lost: Callable[[Results], bool],
+    started: int,
+    finished: int,
+    seeds: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    scores, exposure = new_study(tmp_path)
+    for row in scores:
+        if lost(row):
+            diverge(row)
+    write_study_tables(tmp_path, scores, exposure)
+    results = analysed(tmp_path, monkeypatch)
+    assert (results["flow"]["started"], results["flow"]["finished"]) == (started, finished)
+    for test in results["tests"]:
+        assert (test["p"], test["estimate"], test["outcome"]) == (None, None, "undecided")
+        assert test["seeds"] == seeds
+        assert test["details"]["reason"]
+    assert {entry["outcome"] for entry in results["hypotheses"]} == {"undecided"}
+    assert {entry["p_adjusted"] for entry in results["hypotheses"]} == {1.0}
+
+
+def test_a_cell_that_never_learns_stops_the_tests_that_need_it_and_is_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scores, exposure = new_study(tmp_path)
+    for row in scores:
+        if row["cell"] == "b016-lr0.008" and row["score"] == "validation_loss":
+            row["value"] = 1.0
+    write_study_tables(tmp_path, scores, exposure)
+    results = analysed(tmp_path, monkeypatch)
+    tests = by_id(results["tests"])
+    assert (tests["icl-trend"]["p"], tests["icl-trend"]["outcome"]) == (None, "undecided")
+    assert "3 of 4 reached" in tests["icl-trend"]["details"]["reason"]
+    assert tests["icl-slope"]["runs"] == 25
+    assert tests["icl-slope-updates"]["runs"] == 30
+    assert by_id(results["hypotheses"])["H1"]["outcome"] == "undecided"
+    assert (results["flow"]["finished"], results["flow"]["matched"]) == (32, 27)
+
+
+def test_a_run_without_measurable_exposure_is_excluded_and_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scores, exposure = new_study(tmp_path)
+    for row in exposure:
+        if (row["cell"], row["seed_index"], row["definition"]) == ("b256-lr0.008", 0, "pne2"):
+            row["value"] = -1e-6
+    write_study_tables(tmp_path, scores, exposure)
+    results = analysed(tmp_path, monkeypatch)
+    assert (results["flow"]["matched"], results["flow"]["excluded"], results["flow"]["analysed"]) == (
+        32,
+        1,
+        31,
+    )
+    assert by_id(results["tests"])["icl-slope"]["runs"] == 29
+    # The level that lost one of its two cells in this seed is not half a level: the seed is incomplete.
+    assert by_id(results["tests"])["icl-trend"]["details"]["incomplete_seeds"] == 1
+
+
+def test_tables_of_another_plan_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    new_study(tmp_path)
+    plan = tmp_path / "preregistration/rehearsal.yaml"
+    plan.write_text(plan.read_text(encoding="utf-8").replace("high: 0.05", "high: 0.06"), encoding="utf-8")
+    with pytest.raises(InputError, match="no run of this plan"):
+        analysed(tmp_path, monkeypatch)
