@@ -68,13 +68,13 @@ def published_plan() -> str:
     return str(strict_yaml.load(ROOT / f"config/{published_study()}.yaml")["plan"])
 
 
-def has_no_network() -> list[str]:
+def no_network() -> tuple[str, ...]:
     """The prefix that runs a command without any network; empty where the host does not allow it."""
-    prefix = ["unshare", "--net", "--map-root-user"]
+    prefix = ("unshare", "--net", "--map-root-user")
     allowed = (
         shutil.which("unshare") and subprocess.run([*prefix, "true"], capture_output=True).returncode == 0
     )
-    return prefix if allowed else []
+    return prefix if allowed else ()
 
 
 class Result:
@@ -101,8 +101,8 @@ class Result:
 class Project:
     """A working copy; every command runs in it with its own sources, caches and Git identity."""
 
-    def __init__(self, path: Path, scratch: Path) -> None:
-        self.path, self.scratch = path, scratch
+    def __init__(self, path: Path, scratch: Path, prefix: tuple[str, ...] = ()) -> None:
+        self.path, self.scratch, self.prefix = path, scratch, prefix
         programs = os.pathsep.join([str(Path(sys.prefix, "bin")), os.environ["PATH"]])
         kept = {
             k: v for k, v in os.environ.items() if not k.startswith(("GIT_", "SNAKEMAKE_", "DVC_", "MAKE"))
@@ -133,9 +133,18 @@ class Project:
             other.git("checkout", "--quiet", revision)
         return other
 
+    def offline(self) -> Project:
+        """The same working copy without any network."""
+        return Project(self.path, self.scratch, no_network())
+
     def try_run(self, *command: str, timeout: float = 300, **env: str) -> Result:
         done = subprocess.run(
-            command, cwd=self.path, env=self.env | env, capture_output=True, text=True, timeout=timeout
+            [*self.prefix, *command],
+            cwd=self.path,
+            env=self.env | env,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
         )
         return Result(list(command), done.returncode, done.stdout, done.stderr)
 

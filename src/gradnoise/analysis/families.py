@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from gradnoise.errors import InputError
 
 
@@ -10,14 +12,14 @@ def holm(p_values: Sequence[float | None], missing_p: float = 1.0) -> list[float
 
     An absent p (None) counts as `missing_p` and stays in the family, so a test that fails cannot make the
     others easier. Raises `InputError` for a number that is no probability.
-    Source: Holm, Scandinavian Journal of Statistics 1979; computed by statsmodels.
+    Source: Holm, Scandinavian Journal of Statistics 1979.
     """
-    from statsmodels.stats.multitest import multipletests
-
     filled = [missing_p if p is None else p for p in p_values]
     for p in filled:
         if not 0 <= p <= 1:
             raise InputError("p", p, "must lie between 0 and 1, or be None where it is missing")
-    if not filled:
-        return []
-    return [float(p) for p in multipletests(filled, method="holm")[1]]
+    order = np.argsort(filled, kind="stable")
+    stepped = np.array(filled)[order] * np.arange(len(filled), 0, -1)
+    adjusted = np.empty(len(filled))
+    adjusted[order] = np.minimum(np.maximum.accumulate(stepped), 1)
+    return [float(p) for p in adjusted]

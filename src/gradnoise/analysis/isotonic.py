@@ -159,12 +159,13 @@ def _permutation_p(y: Array, draws: int, seed: int) -> float:
     centred = y - y.mean(axis=1, keepdims=True)
     # The total sum of squares is the same in every permutation, so the fitted one decides.
     observed = _explained(centred.mean(axis=0)[None])[0]
+    # Rounding must not turn a tie into a miss, nor decide between fits that are flat.
+    least = observed - 1e-12 * float((centred**2).sum())
     reached = 0
     for start in range(0, draws, _BLOCK):
         count = min(_BLOCK, draws - start)
         shuffled = generator.permuted(np.broadcast_to(centred, (count, *y.shape)), axis=2)
-        # Rounding must not turn a tie into a miss.
-        reached += int((_explained(shuffled.mean(axis=1)) >= observed * (1 - 1e-12)).sum())
+        reached += int((_explained(shuffled.mean(axis=1)) >= least).sum())
     return (1 + reached) / (1 + draws)
 
 

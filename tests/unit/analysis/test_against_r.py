@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pingouin
 import pytest
+from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.weightstats import ttost_paired
 
 from gradnoise.analysis import FitError, fit_mixed, holm, seed_slopes, tost, trend
@@ -208,6 +209,7 @@ def test_trend_names_incomplete_seeds_and_repeats_its_draws() -> None:
 
 def test_holm_is_rs_and_a_missing_p_does_not_shrink_the_family() -> None:
     assert holm(R["holm"]["p"]) == pytest.approx(R["holm"]["holm"], rel=1e-12)
+    assert holm(R["holm"]["p"]) == pytest.approx(multipletests(R["holm"]["p"], method="holm")[1], rel=1e-12)
     assert holm([0.01, None, 0.04]) == pytest.approx([0.03, 1.0, 0.08])
     assert holm([]) == []
     with pytest.raises(InputError, match=r"p: 1\.2"):

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.unit.analysis.fixtures import Rows, make_study_tables, write_study_tables
 
 from gradnoise import layout, tables
 from gradnoise.analysis.analyse import analyse
 from gradnoise.errors import InputError
-from tests.unit.analysis.fixtures import Rows, make_study_tables, write_study_tables
 
 ROOT = Path.cwd()
 Results = dict[str, Any]

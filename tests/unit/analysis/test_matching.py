@@ -117,8 +117,8 @@ def test_an_exposure_without_logarithm_is_left_out_alone() -> None:
 def test_no_finished_run_gives_empty_tables() -> None:
     found = match(branch_table(*tables_of({A: [(50, 800, 0.5, 0.2)], B: [(50, 800, None, 0)]})), RULE)
     assert found.wide("loss").empty
+    scores, exposure = tables_of({A: [(50, 800, 0.5, 0.2)]})
     with pytest.raises(InputError, match="given twice"):
-        scores, exposure = tables_of({A: [(50, 800, 0.5, 0.2)]})
         branch_table(pd.concat([scores, scores]), exposure)
 
 
