@@ -42,4 +42,6 @@ include: "workflow/rules/provenance.smk"
 rule all:
     default_target: True
     input:
+        # Each by itself: a file that is missing in the middle is built again though the manifest is there.
+        phases.outputs(NAME, STUDY),
         layout.manifest(NAME),

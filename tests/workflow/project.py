@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -200,10 +201,13 @@ class Project:
             if path.relative_to(folder).parts[0] != "provenance"
         }
 
-    def assert_fresh(self) -> None:
-        """Snakemake has nothing to do and DVC sees no change."""
+    def assert_nothing_to_do(self) -> None:
         answer = self.plan()
         assert "Nothing to be done" in answer.text, answer
+
+    def assert_fresh(self) -> None:
+        """Snakemake has nothing to do and DVC sees no change."""
+        self.assert_nothing_to_do()
         status = self.dvc("status")
         assert "up to date" in status.text, status
 
@@ -250,8 +254,6 @@ def tiny_plan() -> dict[str, object]:
 
 def stop(process: subprocess.Popen[str]) -> None:
     """End a process group that a test started."""
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
     process.wait()

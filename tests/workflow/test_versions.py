@@ -1,13 +1,13 @@
-"""Snakemake and DVC as one: what is there is never built again, whatever version and wherever it was fetched."""
+"""Snakemake and DVC as one: what is there is not built again, whatever version, wherever it was fetched."""
 
 import os
 from pathlib import Path
 
 import pytest
+from tests.workflow.project import JOBS, NAME, TEXT, Project
 
 from gradnoise import layout
 from gradnoise.figures.names import FIGURE_NAMES
-from tests.workflow.project import JOBS, NAME, TEXT, Project
 
 pytestmark = pytest.mark.slow
 

@@ -83,7 +83,10 @@ class Exposure:
         self._optimizer = optimizer
         self._every = every
         self._step = 0
+        # The event that covers the updates now, without its sums; their learning rates; updates since a try.
         self._open: Event | None = None
+        self._rates: list[float] = []
+        self._waited = 0
         self._rows: dict[str, list[Tensor]] = {}
         self._listeners: list[Any] = []
         self._clip = 1.0
@@ -108,7 +111,7 @@ class Exposure:
 
     def reading(self) -> dict[str, Estimate]:
         """Exposure of all updates so far, by definition."""
-        return integrate([*self.events, *([self._open] if self._open else [])])
+        return integrate([*self.events, *self._covered()])
 
     def remove(self) -> None:
         """End the open interval and detach every hook; the ledger stays."""
@@ -117,9 +120,23 @@ class Exposure:
         self._unlisten()
 
     def _close(self) -> None:
-        if self._open is not None:
-            self.events.append(self._open)
-            self._open = None
+        self.events += self._covered()
+        self._open, self._rates = None, []
+
+    def _covered(self) -> list[Event]:
+        """The open event with the learning rates of the updates that it covers up to now."""
+        if self._open is None:
+            return []
+        rates, decay = self._rates, self._decay()
+        return [
+            replace(
+                self._open,
+                updates=len(rates),
+                sum_lr=math.fsum(rates),
+                sum_lr2=math.fsum(rate * rate for rate in rates),
+                log_retention=math.fsum(2 * math.log1p(-rate * decay) for rate in rates),
+            )
+        ]
 
     def _listen(self) -> None:
         self._rows = {name: [] for name in self._names}
@@ -138,52 +155,49 @@ class Exposure:
         self._listeners = []
 
     def _stepped(self, optimizer: torch.optim.Optimizer, *_: object) -> None:
+        # Runs after every update, so it does next to nothing where nothing is measured.
         self._step += 1
-        rate, decay = self._settings()
-        measured = False
-        if self.due:
-            self._unlisten()
-            measured = self._measure(rate)
-            self._rows = {}
-        if self._open is not None:
-            covered = self._open
-            self._open = replace(
-                covered,
-                updates=covered.updates + 1,
-                sum_lr=covered.sum_lr + rate,
-                sum_lr2=covered.sum_lr2 + rate**2,
-                log_retention=covered.log_retention + 2 * math.log1p(-rate * decay),
-            )
-            if covered.updates + 1 >= self._every:
-                self._listen()
-        else:
+        rate = self._rate()
+        measured = self.due and self._measure(rate)
+        self._rates.append(rate)
+        self._waited += 1
+        if self._waited >= self._every:
             self._listen()
         if measured and self._open is not None:
-            trace_now = Estimate(self._open.trace_pcp, self._open.trace_pcp_se)
             total = self.reading()
             self.last = Reading(
                 step=self._step,
                 lr=rate,
-                trace=trace_now,
+                trace=Estimate(self._open.trace_pcp, self._open.trace_pcp_se),
                 pne=total["pne"],
                 pne2=total["pne2"],
                 ne=total["ne"],
                 retained=total["retained"],
             )
 
-    def _settings(self) -> tuple[float, float]:
-        """Learning rate and decoupled weight decay of the step, the same in every group."""
+    def _rate(self) -> float:
+        """Learning rate of the step, the same in every group."""
         groups = self._optimizer.param_groups
-        decoupled = isinstance(self._optimizer, torch.optim.AdamW)
-        found = {(float(g["lr"]), float(g.get("weight_decay", 0.0)) if decoupled else 0.0) for g in groups}
-        if len(found) != 1:
+        rate = groups[0]["lr"]
+        if len(groups) > 1 and any(group["lr"] != rate for group in groups):
+            raise InputError("optimizer", "groups of different lr", "give all parameter groups one lr")
+        return float(rate)
+
+    def _decay(self) -> float:
+        """Decoupled weight decay, the same in every group."""
+        groups = self._optimizer.param_groups
+        if not isinstance(self._optimizer, torch.optim.AdamW):
+            return 0.0
+        if any(group["weight_decay"] != groups[0]["weight_decay"] for group in groups):
             raise InputError(
-                "optimizer", f"{len(found)} different groups", "give all groups one lr and decay"
+                "optimizer", "groups of different weight_decay", "give all parameter groups one weight_decay"
             )
-        return found.pop()
+        return float(groups[0]["weight_decay"])
 
     def _measure(self, rate: float) -> bool:
         """Turn this update's contributions into an event that opens an interval; False if there is none."""
+        self._unlisten()
+        self._waited = 0
         counts = {len(rows) for rows in self._rows.values()} - {0}
         if counts in (set(), {1}):
             self.skipped += 1
@@ -226,4 +240,5 @@ class Exposure:
             signal_pcp=weighted.sum().item(),
             signal_c=plain.sum().item(),
         )
+        self._rows = {}
         return True

@@ -92,6 +92,7 @@ def train(
     """
     model, optimizer, start = state.model, state.optimizer, state.step
     meter = exposure(model, optimizer, settings.every)
+    parameters = list(model.parameters())
     windows: list[Window] = []
     losses: list[Tensor] = []
     for n in range(updates):
@@ -103,7 +104,9 @@ def train(
         if settings.clip is not None:
             meter.clip_grad_norm_(settings.clip)
         optimizer.step()
-        optimizer.zero_grad()
+        # What optimizer.zero_grad() does, without its bookkeeping: that costs 1 % of a small model's update.
+        for parameter in parameters:
+            parameter.grad = None
         state.step += 1
         state.sum_lr += now
         if len(losses) == settings.every or n == updates - 1:

@@ -153,13 +153,18 @@ def test_every_update_is_covered_once_whatever_the_stride() -> None:
 def test_single_backward_steps_are_skipped_not_guessed() -> None:
     net = model()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
-    meter = exposure(net, optimizer, every=1)
+    meter = exposure(net, optimizer, every=3)
     step(net, optimizer, parts=1)
     assert meter.last is None
     assert meter.skipped == 1
+    assert [meter.due, *(step(net, optimizer, parts=2) or meter.due for _ in range(2))] == [
+        False,
+        False,
+        True,
+    ]
     step(net, optimizer, parts=2)
     assert meter.last is not None
-    assert meter.last.step == 2
+    assert meter.last.step == 4
 
 
 def test_clipping_is_torchs_and_remembered() -> None:
@@ -219,7 +224,7 @@ def test_pne2_of_adam_is_invariant_under_square_root_scaling_and_pne_is_not() ->
             lambda net: torch.optim.SGD(
                 [{"params": [p], "lr": 0.1 * (n + 1)} for n, p in enumerate(net.parameters())]
             ),
-            "different groups: give all groups one lr",
+            "groups of different lr: give all parameter groups one lr",
         ),
     ],
 )
