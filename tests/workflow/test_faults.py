@@ -3,8 +3,10 @@
 import json
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TypeVar
 
 import psutil
 import pytest
@@ -16,9 +18,10 @@ pytestmark = pytest.mark.slow
 SETTINGS, PLAN = f"config/{NAME}.yaml", f"preregistration/{NAME}.yaml"
 JOB = ("race", RACE[0], "s00-04")
 TABLES = [layout.run(NAME, *JOB, table) for table in layout.RUN_TABLES]
+T = TypeVar("T")
 
 
-def wait_for(condition: Callable[[], object], what: str) -> object:
+def wait_for(condition: Callable[[], T], what: str) -> T:
     """Wait at most a minute."""
     for _ in range(6000):
         if found := condition():
@@ -30,9 +33,10 @@ def wait_for(condition: Callable[[], object], what: str) -> object:
 def training(process: subprocess.Popen[str]) -> psutil.Process | None:
     """The training job that a running snakemake started."""
     for child in psutil.Process(process.pid).children(recursive=True):
-        command = child.cmdline()
-        if command[1:] and Path(command[1]).name == "gradnoise":
-            return child
+        with suppress(psutil.Error):  # it has just ended
+            command = child.cmdline()
+            if command[1:] and Path(command[1]).name == "gradnoise":
+                return child
     return None
 
 
@@ -41,46 +45,75 @@ def statuses(project: Project) -> list[str]:
     return [json.loads(path.read_text())["status"] for path in records]
 
 
-def test_a_killed_job_leaves_nothing_half_written_and_resumes_and_two_runs_never_mix(copy: Project) -> None:
-    before = copy.science()
-    for table in TABLES:
-        (copy.path / table).unlink()
-    # In a session of its own, so that whatever happens here can be ended as a whole.
-    first = subprocess.Popen(
+def checkpoints(project: Project) -> set[tuple[str, int]]:
+    """Checkpoints by name and time."""
+    return {
+        (path.name, path.stat().st_mtime_ns) for path in project.path.glob(f"scratch/{NAME}/*.safetensors")
+    }
+
+
+@contextmanager
+def paused(project: Project) -> Iterator[tuple[subprocess.Popen[str], psutil.Process]]:
+    """A snakemake that trains, its job halted after a checkpoint of its own; both end with the block."""
+    earlier = checkpoints(project)
+    # In a session of its own, so that it can be ended as a whole.
+    run = subprocess.Popen(
         ["snakemake", "--", TABLES[0]],
-        cwd=copy.path,
-        env=copy.env,
+        cwd=project.path,
+        env=project.env,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
     )
     try:
-        wait_for(lambda: list(copy.path.glob(f"scratch/{NAME}/*.safetensors")), "the first checkpoint")
-        job = wait_for(lambda: training(first), "the training job")
+        job = wait_for(lambda: training(run), "the training job")
+        wait_for(lambda: checkpoints(project) - earlier, "a checkpoint")
         job.suspend()
-        # A second run while the first one works.
+        yield run, job
+    finally:
+        stop(run)
+
+
+def assert_nothing_half_written(project: Project) -> None:
+    assert [table for table in TABLES if (project.path / table).exists()] == []
+    assert list((project.path / "results").rglob("*.partial")) == []
+
+
+def test_a_killed_job_resumes_and_two_runs_never_mix(copy: Project) -> None:
+    before = copy.science()
+    for table in TABLES:
+        (copy.path / table).unlink()
+
+    with paused(copy) as (first, job):
         second = copy.try_run("snakemake")
         assert second.status != 0, second
         assert "LockException" in second.text, second
         assert "directory cannot be locked" in second.text.lower(), second
+        # The job alone is killed, as by the kernel when memory runs out.
         job.kill()
         said, _ = first.communicate(timeout=60)
-    finally:
-        stop(first)
-    assert first.returncode != 0, said
-    assert [table for table in TABLES if (copy.path / table).exists()] == []
-    assert list((copy.path / "results").rglob("*.partial")) == []
+        assert first.returncode != 0, said
+    assert_nothing_half_written(copy)
     assert statuses(copy) == ["finished", "started"]
+
+    # Everything is killed at once, as by a power cut: the lock stays.
+    with paused(copy):
+        pass
+    assert_nothing_half_written(copy)
+    locked = copy.try_run("snakemake", "--", TABLES[0])
+    assert locked.status != 0, locked
+    assert "--unlock" in locked.text, locked
+    copy.snakemake("--unlock")
 
     again = copy.snakemake("--", TABLES[0])
     assert again.jobs == {"train_seeds": 1}, again
-    assert statuses(copy) == ["finished", "started", "finished"]
+    assert statuses(copy) == ["finished", "started", "started", "finished"]
     log = (copy.path / f"logs/{NAME}/train/race/{RACE[0]}/s00-04.log").read_text()
     sequences = int(log.split("finished after ")[1].split()[0].replace(",", ""))
     assert 0 < sequences < 5 * 960, f"resumed after a checkpoint: {log}"
     assert copy.science() == before
-    assert list(copy.path.glob(f"scratch/{NAME}/*.safetensors")) == []
+    assert checkpoints(copy) == set()
     copy.assert_nothing_to_do()
 
 

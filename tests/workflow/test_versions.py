@@ -82,6 +82,8 @@ def test_dvc_repro_drives_the_same_jobs(copy: Project) -> None:
     times = {path: os.stat(copy.path / path).st_mtime_ns for path in before if "/figures/" not in path}
     figure.unlink()
     repro = copy.dvc("repro")
+    assert "Stage 'train' didn't change, skipping" in repro.text, repro
+    assert "Running stage 'draw'" in repro.text, repro
     assert copy.science() == before, repro
     assert {path: os.stat(copy.path / path).st_mtime_ns for path in times} == times, repro
     copy.assert_fresh()

@@ -14,10 +14,11 @@ from gradnoise.analysis.flow import flow_of_runs, totals
 from gradnoise.analysis.matching import Matched, branch_table, match
 from gradnoise.analysis.reliability import reliability
 from gradnoise.errors import InputError
-from gradnoise.files import write_json
+from gradnoise.files import canonical_json, write_json
 from gradnoise.registration import Plan, load_plan
 from gradnoise.registration.plan import TostTest, TrendTest
 from gradnoise.study import Study, load_study, study_path
+from gradnoise.wording import check_rehearsal
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -74,6 +75,8 @@ def analyse(study: str) -> None:
         "cells": _cells(settings, scores),
         "flow": totals(flow),
     }
+    if plan.study.kind == "rehearsal":
+        check_rehearsal(canonical_json(results).decode(), layout.results(study))
     write_json(layout.results(study), results)
 
 
