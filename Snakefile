@@ -1,4 +1,4 @@
-# From data to figures. The path grammar of results/ (written once in src/gradnoise/layout.py):
+# From data to figures. The path grammar of results/ (written once in src/gradnoise/base/layout.py):
 #
 #   results/<study>/data/plays.parquet                                  prepare
 #   results/<study>/runs/<block>/<cell>/<seeds>.<table>.parquet         train     one job: the seeds of a cell

@@ -15,7 +15,8 @@ import time
 from datetime import datetime
 from pathlib import Path
 
-from gradnoise import layout, phases
+from gradnoise import phases
+from gradnoise.base import layout
 
 CORES = 2
 # What a phase imports only when it is at work.

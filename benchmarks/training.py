@@ -19,10 +19,10 @@ import torch
 from scipy.stats import t as student
 from torch.nn.functional import cross_entropy
 
-from gradnoise import layout
+from gradnoise.base import layout
+from gradnoise.base.study import Block, Cell, load_study
 from gradnoise.registration.plan import load_plan
 from gradnoise.registration.seeds import derive_seeds
-from gradnoise.study import Block, Cell, load_study
 from gradnoise.tasks.stream import Stream, stream
 from gradnoise.training.branching import new_state
 from gradnoise.training.loop import CHUNK, Batches, Settings, train

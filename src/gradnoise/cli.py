@@ -12,10 +12,11 @@ for _threads in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
 
 import typer
 
-from gradnoise import __version__, layout, phases
-from gradnoise.errors import InputError
+from gradnoise import __version__, phases
+from gradnoise.base import layout
+from gradnoise.base.errors import InputError
+from gradnoise.base.study import load_study, study_path
 from gradnoise.provenance import records
-from gradnoise.study import load_study, study_path
 
 app = typer.Typer(
     name="gradnoise",
@@ -101,7 +102,7 @@ def train(
     settings.block(block).cell(cell)
     if seeds not in settings.block(block).chunks():
         raise InputError("seeds", seeds, f"must be one of {settings.block(block).chunks()}")
-    from gradnoise.progress import progress
+    from gradnoise.base.progress import progress
     from gradnoise.provenance.closure import closure_sha256
     from gradnoise.training import settings as training
     from gradnoise.training.train import train as work_on

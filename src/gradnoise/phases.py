@@ -5,9 +5,9 @@ The Snakefile's inputs and outputs and the records of the command line both come
 
 from typing import Any
 
-from gradnoise import layout
+from gradnoise.base import layout
+from gradnoise.base.study import Study, TextTask
 from gradnoise.figures.names import FIGURE_NAMES
-from gradnoise.study import Study, TextTask
 
 # Module of each phase: where its code closure starts.
 MODULES = {

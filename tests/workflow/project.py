@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from gradnoise import strict_yaml
+from gradnoise.base import strict_yaml
 
 ROOT = Path(__file__).parents[2]
 NAME = "tiny"

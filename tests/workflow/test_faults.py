@@ -12,7 +12,7 @@ import psutil
 import pytest
 from tests.workflow.project import NAME, RACE, Project, stop
 
-from gradnoise import layout
+from gradnoise.base import layout
 
 pytestmark = pytest.mark.slow
 SETTINGS, PLAN = f"config/{NAME}.yaml", f"preregistration/{NAME}.yaml"

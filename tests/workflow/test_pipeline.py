@@ -9,7 +9,8 @@ import pytest
 from pathspec import GitIgnoreSpec
 from tests.workflow.project import JOBS, NAME, ROOT, Project, published_plan, published_study
 
-from gradnoise import layout, phases
+from gradnoise import phases
+from gradnoise.base import layout
 from gradnoise.figures.names import FIGURE_NAMES
 from gradnoise.provenance.closure import code_closure
 from gradnoise.provenance.metadata import ignore_pattern
@@ -123,7 +124,7 @@ def test_rules_use_nothing_that_checkouts_break() -> None:
 
 EVERYTHING = list(JOBS)
 AFTER = {
-    "src/gradnoise/tables.py": EVERYTHING,
+    "src/gradnoise/base/tables.py": EVERYTHING,
     "src/gradnoise/training/train.py": EVERYTHING[1:],
     "src/gradnoise/noise/measure.py": EVERYTHING[2:],
     "src/gradnoise/analysis/analyse.py": EVERYTHING[3:],

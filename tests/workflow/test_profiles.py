@@ -10,7 +10,7 @@ import pytest
 from tests.workflow import stub_slurm
 from tests.workflow.project import NAME, ROOT, Project
 
-from gradnoise import layout
+from gradnoise.base import layout
 
 READ = """
 import json, sys

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from tests.workflow.project import NAME, Project, stop
 
-from gradnoise import layout
+from gradnoise.base import layout
 
 pytestmark = pytest.mark.slow
 # The environment is there already: `make` must not build another one.

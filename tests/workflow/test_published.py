@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 from tests.workflow.project import ROOT
 
-from gradnoise import phases, strict_yaml
-from gradnoise.study import load_study
+from gradnoise import phases
+from gradnoise.base import strict_yaml
+from gradnoise.base.study import load_study
 
 LIMIT = 4_000_000
 STUDY = strict_yaml.load(ROOT / "config/config.yaml")["study"]

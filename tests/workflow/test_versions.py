@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from tests.workflow.project import JOBS, NAME, TEXT, Project
 
-from gradnoise import layout
+from gradnoise.base import layout
 from gradnoise.figures.names import FIGURE_NAMES
 
 pytestmark = pytest.mark.slow

@@ -1,13 +1,14 @@
 # What all rules share: the study, its plan, and the code that each phase runs.
 from snakemake.exceptions import WorkflowError
 
-from gradnoise import layout, phases
-from gradnoise.errors import InputError
+from gradnoise import phases
+from gradnoise.base import layout
+from gradnoise.base.errors import InputError
 from gradnoise.figures.names import SPECS
-from gradnoise.files import canonical_json
+from gradnoise.base.files import canonical_json
 from gradnoise.provenance.closure import code_closure
 from gradnoise.registration.plan import load_plan
-from gradnoise.study import load_study
+from gradnoise.base.study import load_study
 from gradnoise.training.settings import job_settings
 
 NAME = config["study"]

@@ -6,19 +6,19 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from gradnoise import layout, tables
 from gradnoise.analysis.curves import curves
 from gradnoise.analysis.decisions import read_hypotheses, reading_alpha, run_test
 from gradnoise.analysis.explained import explained
 from gradnoise.analysis.flow import flow_of_runs, totals
 from gradnoise.analysis.matching import Matched, branch_table, match
 from gradnoise.analysis.reliability import reliability
-from gradnoise.errors import InputError
-from gradnoise.files import canonical_json, write_json
+from gradnoise.base import layout, tables
+from gradnoise.base.errors import InputError
+from gradnoise.base.files import canonical_json, write_json
+from gradnoise.base.study import Study, load_study, study_path
+from gradnoise.base.wording import check_rehearsal
 from gradnoise.registration import Plan, load_plan
 from gradnoise.registration.plan import TostTest, TrendTest
-from gradnoise.study import Study, load_study, study_path
-from gradnoise.wording import check_rehearsal
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from gradnoise.analysis.isotonic import isotonic_curve
 from gradnoise.analysis.mixed import FitError, fit_mixed
 from gradnoise.analysis.slopes import seed_slopes
-from gradnoise.errors import InputError
+from gradnoise.base.errors import InputError
 from gradnoise.registration.plan import MixedTest, Plan, TrendTest
 
 if TYPE_CHECKING:

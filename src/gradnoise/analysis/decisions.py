@@ -11,8 +11,8 @@ from gradnoise.analysis.families import holm
 from gradnoise.analysis.isotonic import trend
 from gradnoise.analysis.mixed import FitError, fit_mixed
 from gradnoise.analysis.slopes import seed_slopes
-from gradnoise.errors import InputError
-from gradnoise.files import sha256_of
+from gradnoise.base.errors import InputError
+from gradnoise.base.files import sha256_of
 from gradnoise.registration.plan import AnyTest, Hypothesis, MixedTest, Plan, SlopeTest, TostTest, TrendTest
 
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from gradnoise.errors import InputError
+from gradnoise.base.errors import InputError
 
 
 def holm(p_values: Sequence[float | None], missing_p: float = 1.0) -> list[float]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from gradnoise.errors import InputError
+from gradnoise.base.errors import InputError
+from gradnoise.base.study import Study
 from gradnoise.registration import Plan, run_id
-from gradnoise.study import Study
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gradnoise.errors import InputError
+from gradnoise.base.errors import InputError
 from gradnoise.registration.plan import Matching, MatchingRule
 
 if TYPE_CHECKING:

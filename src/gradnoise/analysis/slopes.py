@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from gradnoise.errors import InputError
+from gradnoise.base.errors import InputError
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -6,12 +6,12 @@ from typing import Any, Protocol
 
 import pyarrow as pa
 
-from gradnoise import layout, tables
+from gradnoise.base import layout, tables
+from gradnoise.base.files import read_json, sha256, sha256_of, write_bytes
+from gradnoise.base.tables import Table, read_table, write_table
+from gradnoise.base.wording import check_rehearsal
 from gradnoise.figures import figure_01_exposure, figure_07_confounders, figure_12_flow, style
 from gradnoise.figures.names import FigureSpec
-from gradnoise.files import read_json, sha256, sha256_of, write_bytes
-from gradnoise.tables import Table, read_table, write_table
-from gradnoise.wording import check_rehearsal
 
 _SOURCES = {table.name: table for table in (tables.MATCHED, tables.FLOW, tables.CURVES, tables.EXPLAINED)}
 

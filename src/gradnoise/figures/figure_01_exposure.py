@@ -10,6 +10,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
+from gradnoise.base.tables import FIGURE_EXPOSURE
+from gradnoise.base.wording import counted, percent
 from gradnoise.figures import names, style
 from gradnoise.figures.matched import (
     EXPOSURE,
@@ -28,8 +30,6 @@ from gradnoise.figures.matched import (
     scatter,
     to_table,
 )
-from gradnoise.tables import FIGURE_EXPOSURE
-from gradnoise.wording import counted, percent
 
 SPEC = names.EXPOSURE
 DATA = FIGURE_EXPOSURE

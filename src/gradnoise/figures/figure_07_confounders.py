@@ -8,6 +8,8 @@ import pyarrow as pa
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from gradnoise.base.tables import FIGURE_CONFOUNDERS
+from gradnoise.base.wording import counted, percent
 from gradnoise.figures import names, style
 from gradnoise.figures.matched import (
     EXPOSURE,
@@ -26,8 +28,6 @@ from gradnoise.figures.matched import (
     scatter,
     to_table,
 )
-from gradnoise.tables import FIGURE_CONFOUNDERS
-from gradnoise.wording import counted, percent
 
 SPEC = names.CONFOUNDERS
 DATA = FIGURE_CONFOUNDERS

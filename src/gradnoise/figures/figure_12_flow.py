@@ -7,10 +7,10 @@ import pyarrow as pa
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from gradnoise.base.tables import FIGURE_FLOW
+from gradnoise.base.wording import number
 from gradnoise.figures import names, style
 from gradnoise.figures.matched import matched_point
-from gradnoise.tables import FIGURE_FLOW
-from gradnoise.wording import number
 
 SPEC = names.FLOW
 DATA = FIGURE_FLOW

@@ -10,8 +10,8 @@ from matplotlib.legend import Legend
 from matplotlib.lines import Line2D
 from matplotlib.transforms import ScaledTranslation
 
+from gradnoise.base.wording import threshold
 from gradnoise.figures import style
-from gradnoise.wording import threshold
 
 MATCHINGS = ("loss", "updates", "tokens")
 OUTCOME = "icl"

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import relu, scaled_dot_product_attention
 
-from gradnoise.study import Model
+from gradnoise.base.study import Model
 
 
 class Block(nn.Module):

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
-from gradnoise.errors import InputError
+from gradnoise.base.errors import InputError
 from gradnoise.noise.estimate import Estimate
 from gradnoise.noise.estimators import diagonal, gram, trace
 from gradnoise.noise.integrals import Event, integrate

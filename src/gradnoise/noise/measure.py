@@ -6,10 +6,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from gradnoise import layout
-from gradnoise.noise.integrals import DEFINITIONS, UNITS, Event, integrate
-from gradnoise.study import load_study
-from gradnoise.tables import (
+from gradnoise.base import layout
+from gradnoise.base.study import load_study
+from gradnoise.base.tables import (
     EXPOSURE,
     EXPOSURE_TENSORS,
     NOISE_EVENTS,
@@ -19,6 +18,7 @@ from gradnoise.tables import (
     read_table,
     write_table,
 )
+from gradnoise.noise.integrals import DEFINITIONS, UNITS, Event, integrate
 
 Row = dict[str, Any]
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from gradnoise.errors import InputError
+from gradnoise.base.errors import InputError
 
 
 def preconditioner(

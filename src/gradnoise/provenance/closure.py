@@ -11,8 +11,8 @@ from importlib.util import resolve_name
 from pathlib import Path
 
 import gradnoise
-from gradnoise.errors import InputError
-from gradnoise.files import sha256, sha256_of
+from gradnoise.base.errors import InputError
+from gradnoise.base.files import sha256, sha256_of
 
 
 def code_closure(module: str, source: Path | str = "src") -> list[str]:

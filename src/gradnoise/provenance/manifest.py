@@ -4,9 +4,9 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from gradnoise import layout
-from gradnoise.errors import InputError
-from gradnoise.files import sha256, write_json
+from gradnoise.base import layout
+from gradnoise.base.errors import InputError
+from gradnoise.base.files import sha256, write_json
 from gradnoise.provenance.records import file_of, layout_path, producers, read_records
 
 

@@ -21,11 +21,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Literal
 
-from gradnoise import layout, strict_yaml
-from gradnoise.errors import InputError
-from gradnoise.files import canonical_json, full_disk_named, read_json, sha256, sha256_of, write_json
+from gradnoise.base import layout, strict_yaml
+from gradnoise.base.errors import InputError
+from gradnoise.base.files import canonical_json, full_disk_named, read_json, sha256, sha256_of, write_json
+from gradnoise.base.study import Strict, validated
 from gradnoise.provenance.closure import closure_hashes
-from gradnoise.study import Strict, validated
 
 LOCK = "requirements.lock"
 # Packages whose version can change a number or a picture.

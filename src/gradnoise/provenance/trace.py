@@ -10,12 +10,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from gradnoise import strict_yaml
-from gradnoise.errors import InputError
-from gradnoise.files import canonical_json, sha256, sha256_of
+from gradnoise.base import strict_yaml
+from gradnoise.base.errors import InputError
+from gradnoise.base.files import canonical_json, sha256, sha256_of
+from gradnoise.base.study import study_path
 from gradnoise.provenance.closure import code_closure
 from gradnoise.provenance.records import LOCK, Document, File, Record, producers, read_records
-from gradnoise.study import study_path
 
 # What would decide a recorded job today, beyond its inputs; None: the whole study configuration decides.
 CurrentSettings = Callable[[Record], dict[str, object] | None]

@@ -10,10 +10,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field, PrivateAttr
 
-from gradnoise import strict_yaml
-from gradnoise.errors import InputError
-from gradnoise.files import sha256_of
-from gradnoise.study import Block, Strict, Study, validated
+from gradnoise.base import strict_yaml
+from gradnoise.base.errors import InputError
+from gradnoise.base.files import sha256_of
+from gradnoise.base.study import Block, Strict, Study, validated
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$")]
 Text = Annotated[str, Field(min_length=1)]

@@ -3,8 +3,8 @@
 import hashlib
 import hmac
 
-from gradnoise.errors import InputError
-from gradnoise.files import sha256_of
+from gradnoise.base.errors import InputError
+from gradnoise.base.files import sha256_of
 
 
 def derive_seeds(plan_sha256: str, count: int, beacon: str = "") -> list[int]:

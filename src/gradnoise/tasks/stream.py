@@ -5,8 +5,8 @@ from typing import Protocol
 
 from torch import Tensor
 
-from gradnoise.errors import InputError
-from gradnoise.study import PairTask, TextTask
+from gradnoise.base.errors import InputError
+from gradnoise.base.study import PairTask, TextTask
 
 
 class Stream(Protocol):

@@ -6,10 +6,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from gradnoise.errors import InputError
-from gradnoise.streams import generator
-from gradnoise.study import TextTask
-from gradnoise.tables import PLAYS, read_table
+from gradnoise.base.errors import InputError
+from gradnoise.base.streams import generator
+from gradnoise.base.study import TextTask
+from gradnoise.base.tables import PLAYS, read_table
 
 
 class TextStream:

@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 
+from gradnoise.base.streams import generator
+from gradnoise.base.study import Block, Cell
 from gradnoise.evaluation.scores import NAMES, scores
 from gradnoise.models.decoder import Decoder
-from gradnoise.streams import generator
-from gradnoise.study import Block, Cell
 from gradnoise.tasks.stream import Stream
 from gradnoise.training import checkpoint
 from gradnoise.training.loop import Batches, Settings, State, Stretch, train

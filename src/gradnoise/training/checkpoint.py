@@ -12,8 +12,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from gradnoise.errors import InputError
-from gradnoise.files import atomic, canonical_json
+from gradnoise.base.errors import InputError
+from gradnoise.base.files import atomic, canonical_json
 from gradnoise.training.loop import State
 
 _MODEL, _OPTIMIZER = "model.", "optimizer."

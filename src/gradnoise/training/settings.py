@@ -2,9 +2,9 @@
 
 from typing import Any
 
+from gradnoise.base.study import Block, Cell, Study, chunk_seeds
 from gradnoise.registration.plan import load_plan
 from gradnoise.registration.seeds import derive_seeds, run_id
-from gradnoise.study import Block, Cell, Study, chunk_seeds
 
 
 def job_settings(study: Study, block: str, cell: str, chunk: str) -> dict[str, Any]:

@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 
-from gradnoise import layout
-from gradnoise.files import sha256, sha256_of
-from gradnoise.study import Block, TextTask, load_study
-from gradnoise.tables import NOISE_EVENTS, NOISE_TENSORS, SCORES, TRAJECTORY, write_table
+from gradnoise.base import layout
+from gradnoise.base.files import sha256, sha256_of
+from gradnoise.base.study import Block, TextTask, load_study
+from gradnoise.base.tables import NOISE_EVENTS, NOISE_TENSORS, SCORES, TRAJECTORY, write_table
 from gradnoise.tasks.stream import stream
 from gradnoise.training.branching import Log, run
 from gradnoise.training.settings import job_runs, job_settings

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from gradnoise import layout, tables
+from gradnoise.base import layout, tables
+from gradnoise.base.study import Block, Cell, load_study
 from gradnoise.registration import load_plan, run_id
-from gradnoise.study import Block, Cell, load_study
 
 # Decay of the validation loss per trunk sequence; every cell starts near log 16 and ends near .012 nats.
 DECAY = {

@@ -13,7 +13,7 @@ from statsmodels.stats.weightstats import ttost_paired
 from gradnoise.analysis import FitError, fit_mixed, holm, seed_slopes, tost, trend
 from gradnoise.analysis.equivalence import tost_by_pingouin
 from gradnoise.analysis.isotonic import _explained, ebar2, isotonic_curve, isotonic_fit
-from gradnoise.errors import InputError
+from gradnoise.base.errors import InputError
 
 DATA = Path("tests/oracle/data")
 R = json.loads((DATA / "r_statistics.json").read_text())

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from tests.unit.analysis.fixtures import Rows, make_study_tables, write_study_tables
 
-from gradnoise import layout, tables
 from gradnoise.analysis.analyse import analyse
-from gradnoise.errors import InputError
+from gradnoise.base import layout, tables
+from gradnoise.base.errors import InputError
 
 ROOT = Path.cwd()
 Results = dict[str, Any]

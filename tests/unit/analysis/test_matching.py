@@ -8,9 +8,9 @@ from gradnoise.analysis.explained import explained
 from gradnoise.analysis.flow import flow_of_runs, totals
 from gradnoise.analysis.matching import branch_table, match
 from gradnoise.analysis.reliability import reliability
-from gradnoise.errors import InputError
+from gradnoise.base.errors import InputError
+from gradnoise.base.study import load_study
 from gradnoise.registration import load_plan, run_id
-from gradnoise.study import load_study
 
 PLAN = load_plan("preregistration/rehearsal.yaml")
 STUDY = load_study("quick")

@@ -3,8 +3,8 @@ import math
 import pytest
 import torch
 
+from gradnoise.base.study import PairTask
 from gradnoise.evaluation.scores import NAMES, scores
-from gradnoise.study import PairTask
 from gradnoise.tasks.pair import PairStream
 
 TASK = PairTask(

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from gradnoise import layout
-from gradnoise.files import write_json
-from gradnoise.tables import CURVES, EXPLAINED, FLOW, MATCHED, write_table
+from gradnoise.base import layout
+from gradnoise.base.files import write_json
+from gradnoise.base.tables import CURVES, EXPLAINED, FLOW, MATCHED, write_table
 
 BATCHES = (16, 64, 256)
 RATES = (0.002, 0.008)

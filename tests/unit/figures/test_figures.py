@@ -15,13 +15,13 @@ import pyarrow.parquet as pq
 import pytest
 from tests.unit.figures.synthetic_results import write_study
 
-from gradnoise import layout, tables
-from gradnoise.errors import InputError
+from gradnoise.base import layout, tables
+from gradnoise.base.errors import InputError
+from gradnoise.base.files import read_json, sha256, sha256_of
+from gradnoise.base.tables import read_table
 from gradnoise.figures import draw as drawing
 from gradnoise.figures import figure_01_exposure, figure_07_confounders, figure_12_flow
 from gradnoise.figures.names import FIGURE_NAMES, SPECS
-from gradnoise.files import read_json, sha256, sha256_of
-from gradnoise.tables import read_table
 
 SOURCES = {table.name: table for table in (tables.MATCHED, tables.CURVES, tables.EXPLAINED, tables.FLOW)}
 

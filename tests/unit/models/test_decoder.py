@@ -1,8 +1,8 @@
 import torch
 
+from gradnoise.base.streams import generator
+from gradnoise.base.study import Model
 from gradnoise.models.decoder import Decoder
-from gradnoise.streams import generator
-from gradnoise.study import Model
 
 SETTINGS = Model(width=32, layers=2, heads=2)
 

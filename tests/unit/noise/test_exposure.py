@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from gradnoise import exposure
-from gradnoise.errors import InputError
+from gradnoise.base.errors import InputError
 from gradnoise.noise.estimators import gram, trace
 from gradnoise.noise.integrals import Event, integrate
 from gradnoise.noise.preconditioners import preconditioner

@@ -12,7 +12,7 @@ from gradnoise.provenance.records import Job, attempt
 SOURCE = Path(__file__).parents[3] / "src"
 RESULTS = "results/fake"
 # Real modules of the package, small ones, stand for the phases' modules.
-TRAIN, ANALYSE, DRAW = "gradnoise.layout", "gradnoise.strict_yaml", "gradnoise.errors"
+TRAIN, ANALYSE, DRAW = "gradnoise.base.layout", "gradnoise.base.strict_yaml", "gradnoise.base.errors"
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from gradnoise.errors import InputError
+from gradnoise.base.errors import InputError
 from gradnoise.provenance.closure import code_closure
 
 SOURCE = Path(__file__).parents[3] / "src"

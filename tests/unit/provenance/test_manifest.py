@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from gradnoise import layout
-from gradnoise.errors import InputError
-from gradnoise.files import sha256
+from gradnoise.base import layout
+from gradnoise.base.errors import InputError
+from gradnoise.base.files import sha256
 from gradnoise.provenance.manifest import check_stray, write_manifest
 
 FILES = [

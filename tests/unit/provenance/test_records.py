@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from gradnoise.errors import InputError
-from gradnoise.files import sha256
+from gradnoise.base.errors import InputError
+from gradnoise.base.files import sha256
+from gradnoise.base.tables import FLOW, write_table
 from gradnoise.provenance.closure import closure_sha256
 from gradnoise.provenance.records import Job, attempt, read_records
-from gradnoise.tables import FLOW, write_table
 
 ATTEMPTS = Path("results/fake/provenance/attempts")
 Maker = Callable[..., Job]
@@ -53,10 +53,10 @@ def test_a_finished_attempt_says_what_went_in_what_ran_and_what_came_out(make_jo
     assert record["outputs"] == [output]
     assert record["settings"] == {"width": 8}
     assert record["runs"] == [run]
-    assert record["code"]["files"]["src/gradnoise/layout.py"] == sha256("src/gradnoise/layout.py")
+    assert record["code"]["files"]["src/gradnoise/base/layout.py"] == sha256("src/gradnoise/base/layout.py")
     assert record["environment"]["lock_sha256"] == sha256("requirements.lock")
     assert record["environment"]["python"] == ".".join(map(str, sys.version_info[:3]))
-    assert record["code"]["sha256"] == closure_sha256("gradnoise.layout")
+    assert record["code"]["sha256"] == closure_sha256("gradnoise.base.layout")
     assert "pandas" in record["environment"]["packages"]
     assert record["start"] <= record["end"]
     assert record["start"].endswith("+00:00")

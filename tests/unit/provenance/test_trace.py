@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from gradnoise.errors import InputError
-from gradnoise.files import sha256
+from gradnoise.base.errors import InputError
+from gradnoise.base.files import sha256
 from gradnoise.provenance.records import Record
 from gradnoise.provenance.trace import Trace, TraceBreak, trace
 from gradnoise.provenance.tree import show
@@ -131,7 +131,7 @@ def test_an_unfinished_attempt_does_not_account_for_a_file() -> None:
 
 
 def test_an_edited_deleted_or_added_file_of_the_code_is_named() -> None:
-    code = "src/gradnoise/layout.py"  # behind the training jobs alone
+    code = "src/gradnoise/base/layout.py"  # behind the training jobs alone
     original = Path(code).read_text()
     append(code, "# edited\n")
     found = broken()
@@ -202,8 +202,8 @@ def test_a_cell_that_is_no_longer_in_the_study_is_a_break() -> None:
 def test_the_newest_of_several_attempts_with_the_same_bytes_counts(perform: Callable[..., Path]) -> None:
     """Code that changed without changing the result: running it again mends the trace."""
     path = ATTEMPTS / "train-race-b016-s02-02-0001.json"
-    path.write_text(path.read_text().replace(sha256("src/gradnoise/layout.py"), "0" * 64))
-    assert broken(RUN).path == "src/gradnoise/layout.py"
+    path.write_text(path.read_text().replace(sha256("src/gradnoise/base/layout.py"), "0" * 64))
+    assert broken(RUN).path == "src/gradnoise/base/layout.py"
     perform(name="race/b016/s02-02", outputs=(RUN,))
     assert trace(RUN).step.record.attempt == 2
     assert len(trace(FIGURE).steps) == 4

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from gradnoise.errors import InputError
+from gradnoise.base.errors import InputError
 from gradnoise.registration import load_plan
 
 REHEARSAL = Path("preregistration/rehearsal.yaml")

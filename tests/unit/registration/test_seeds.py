@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from gradnoise.errors import InputError
+from gradnoise.base.errors import InputError
 from gradnoise.registration import derive_seeds, run_id
 
 HASH = "ab" * 32

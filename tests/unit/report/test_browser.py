@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from gradnoise import layout
+from gradnoise.base import layout
 from gradnoise.figures.names import SPECS
 
 CHROMIUM = shutil.which("chromium")

@@ -10,13 +10,13 @@ import pytest
 from jinja2 import Environment, StrictUndefined
 from tests.unit.figures.synthetic_results import make_results, write_study
 
-from gradnoise import layout
-from gradnoise.errors import InputError
+from gradnoise.base import layout
+from gradnoise.base.errors import InputError
+from gradnoise.base.files import write_json
+from gradnoise.base.wording import check_rehearsal
 from gradnoise.figures.draw import draw
 from gradnoise.figures.names import SPECS
-from gradnoise.files import write_json
 from gradnoise.report.render import comparisons, render
-from gradnoise.wording import check_rehearsal
 
 CAPTIONS = Path(__file__).parents[3] / "workflow/report"
 

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
+from gradnoise.base.study import PairTask
 from gradnoise.evaluation.scores import scores
-from gradnoise.study import PairTask
 from gradnoise.tasks.pair import ContextOracle, PairStream, WeightsOracle
 
 TASK = PairTask(

@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from gradnoise import layout
-from gradnoise.errors import InputError
+from gradnoise.base import layout
+from gradnoise.base.errors import InputError
+from gradnoise.base.study import TextTask
+from gradnoise.base.tables import PLAYS, read_table, write_table
 from gradnoise.evaluation.scores import scores
-from gradnoise.study import TextTask
-from gradnoise.tables import PLAYS, read_table, write_table
 from gradnoise.tasks.corpus import clean, plays, prepare, split
 from gradnoise.tasks.stream import stream
 from gradnoise.tasks.text import TextStream

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from gradnoise import layout
-from gradnoise.errors import InputError
-from gradnoise.study import Study, load_study
-from gradnoise.tables import NOISE_EVENTS, NOISE_TENSORS, SCORES, TRAJECTORY, read_table
+from gradnoise.base import layout
+from gradnoise.base.errors import InputError
+from gradnoise.base.study import Study, load_study
+from gradnoise.base.tables import NOISE_EVENTS, NOISE_TENSORS, SCORES, TRAJECTORY, read_table
 from gradnoise.tasks.stream import stream
 from gradnoise.training import checkpoint
 from gradnoise.training.branching import new_state, run

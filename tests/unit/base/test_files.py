@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from gradnoise.errors import InputError
-from gradnoise.files import atomic, canonical_json, read_json, sha256, write_bytes, write_json
+from gradnoise.base.errors import InputError
+from gradnoise.base.files import atomic, canonical_json, read_json, sha256, write_bytes, write_json
 
 
 def test_a_written_file_is_whole_and_leaves_no_temporary(tmp_path: Path) -> None:
@@ -39,8 +39,8 @@ def test_a_full_disk_is_one_line_and_keeps_the_old_file(tmp_path: Path) -> None:
         "import resource, signal, sys\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n"
-        "from gradnoise.files import write_bytes\n"
-        "from gradnoise.errors import InputError\n"
+        "from gradnoise.base.files import write_bytes\n"
+        "from gradnoise.base.errors import InputError\n"
         "try:\n    write_bytes(sys.argv[1], b'x' * 100_000)\n"
         "except InputError as fault:\n    print(fault)\n"
     )
@@ -68,7 +68,7 @@ def test_no_space_at_the_rename_is_the_same_line(
 
 def test_a_kill_in_mid_write_leaves_no_file_under_the_name(tmp_path: Path) -> None:
     program = (
-        "import sys, time\nfrom gradnoise.files import atomic\n"
+        "import sys, time\nfrom gradnoise.base.files import atomic\n"
         "with atomic(sys.argv[1]) as t:\n"
         "    t.write_bytes(b'half'); print('writing', flush=True); time.sleep(60)\n"
     )

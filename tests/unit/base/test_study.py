@@ -2,8 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from gradnoise.errors import InputError
-from gradnoise.study import chunk_seeds, load_study, write_schemas
+from gradnoise.base.errors import InputError
+from gradnoise.base.study import chunk_seeds, load_study, write_schemas
 
 QUICK = Path("config/quick.yaml").read_text()
 
@@ -67,4 +67,4 @@ def test_the_committed_schemas_are_those_of_the_models(tmp_path: Path) -> None:
     write_schemas(tmp_path)
     for schema in tmp_path.iterdir():
         committed = Path("workflow/schemas") / schema.name
-        assert committed.read_text() == schema.read_text(), "run python -m gradnoise.study"
+        assert committed.read_text() == schema.read_text(), "run python -m gradnoise.base.study"

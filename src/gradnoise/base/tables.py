@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from gradnoise.errors import InputError
-from gradnoise.files import atomic
+from gradnoise.base.errors import InputError
+from gradnoise.base.files import atomic
 
 _TYPES = {
     "text": pa.string(),

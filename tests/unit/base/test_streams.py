@@ -2,7 +2,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gradnoise.streams import generator
+from gradnoise.base.streams import generator
 
 _names = st.sampled_from(["init", "data", "noise", "evaluation", "world"])
 _keys = st.tuples(st.integers(0, 2**63 - 1), _names, st.integers(-1, 10**6))

@@ -5,7 +5,7 @@ Files keep full precision; captions, tables and the report print through these f
 
 import re
 
-from gradnoise.errors import InputError
+from gradnoise.base.errors import InputError
 
 ABSENT = "–"  # an absent number, as a table prints it
 

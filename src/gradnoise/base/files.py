@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from gradnoise.errors import InputError
+from gradnoise.base.errors import InputError
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 from ruamel.yaml.tokens import AliasToken, AnchorToken, TagToken
 
-from gradnoise.errors import InputError
+from gradnoise.base.errors import InputError
 
 
 def load(path: Path | str) -> dict[str, object]:

@@ -2,8 +2,8 @@
 
 import pytest
 
-from gradnoise.errors import InputError
-from gradnoise.wording import check_rehearsal, interval, number, p_value, percent, threshold
+from gradnoise.base.errors import InputError
+from gradnoise.base.wording import check_rehearsal, interval, number, p_value, percent, threshold
 
 
 @pytest.mark.parametrize(

@@ -5,10 +5,10 @@ import sys
 
 import pytest
 
-from gradnoise.progress import progress
+from gradnoise.base.progress import progress
 
 PROGRAM = (
-    "from gradnoise.progress import progress\n"
+    "from gradnoise.base.progress import progress\n"
     "with progress('race/b016', 1000) as advance:\n    advance(600)\n    advance(150)\n"
 )
 

@@ -1,7 +1,7 @@
 """What a study runs: the typed form of `config/<study>.yaml`.
 
 Science only: no threads, no folders, no memory. The JSON schemas in `workflow/schemas/` are generated from
-these models by `python -m gradnoise.study`. An arm or a cell is data, so a new one needs no code.
+these models by `python -m gradnoise.base.study`. An arm or a cell is data, so a new one needs no code.
 """
 
 import re
@@ -11,9 +11,9 @@ from typing import Annotated, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from gradnoise import strict_yaml
-from gradnoise.errors import InputError
-from gradnoise.files import write_json
+from gradnoise.base import strict_yaml
+from gradnoise.base.errors import InputError
+from gradnoise.base.files import write_json
 
 M = TypeVar("M", bound=BaseModel)
 STUDY_NAME = r"^[a-z0-9][a-z0-9-]*$"

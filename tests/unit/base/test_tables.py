@@ -4,8 +4,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from gradnoise.errors import InputError
-from gradnoise.tables import FLOW, SCORES, read_table, write_table
+from gradnoise.base.errors import InputError
+from gradnoise.base.tables import FLOW, SCORES, read_table, write_table
 
 ROWS = {"block": ["race"], "cell": ["b016-lr0.002"], "stage": ["planned"], "runs": [5]}
 MISSPELT = {name: values for name, values in ROWS.items() if name != "runs"}
