@@ -19,8 +19,11 @@ M = TypeVar("M", bound=BaseModel)
 STUDY_NAME = r"^[a-z0-9][a-z0-9-]*$"
 
 Count = Annotated[int, Field(ge=1, strict=True)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+# Strict: a quoted number is a fault in a study, not something to convert.
+Positive = Annotated[float, Field(gt=0, strict=True)]
+NotNegative = Annotated[float, Field(ge=0, strict=True)]
+Fraction = Annotated[float, Field(ge=0, le=1, strict=True)]
+Decay = Annotated[float, Field(ge=0, lt=1, strict=True)]
 
 
 class Strict(BaseModel):
@@ -38,7 +41,7 @@ class PairTask(Strict):
     labels: Count = Field(description="L, labels; chance of an in-weights answer is 1/L")
     context_classes: Count = Field(description="distinct classes in a context")
     copies: Count = Field(description="items of each class in a context")
-    item_noise: Annotated[float, Field(ge=0)] = Field(description="eps, item noise relative to class spread")
+    item_noise: NotNegative = Field(description="eps, item noise relative to class spread")
     in_context: Fraction = Field(description="pB, probability that the query's class is in the context")
 
     @model_validator(mode="after")
@@ -47,6 +50,8 @@ class PairTask(Strict):
             raise ValueError("context_classes must be below classes")
         if self.context_classes > self.labels:
             raise ValueError("context_classes must not exceed labels")
+        if self.labels > self.classes:
+            raise ValueError("labels must not exceed classes: every label needs a class")
         return self
 
 
@@ -76,9 +81,9 @@ class Model(Strict):
 class Optimizer(Strict):
     """AdamW with a constant learning rate on the trunk (the cell gives it)."""
 
-    betas: tuple[Fraction, Fraction] = (0.9, 0.99)
+    betas: tuple[Decay, Decay] = (0.9, 0.99)
     eps: Positive = 1e-8
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    weight_decay: NotNegative = 0.0
     clip: Positive | None = Field(default=None, description="largest gradient norm; null: no clipping")
 
 
@@ -102,7 +107,9 @@ class Branches(Strict):
 class Noise(Strict):
     """How often and from how many micro-batches the live step is measured."""
 
-    contributions: Annotated[int, Field(ge=2, strict=True)] = 8
+    contributions: Annotated[int, Field(ge=3, strict=True)] = Field(
+        default=8, description="micro-batches of a measured update; a standard error needs 3"
+    )
     every_sequences: Count = Field(description="sequences between two measured updates")
 
 
@@ -131,7 +138,9 @@ class Block(Strict):
     model: Model
     optimizer: Optimizer = Optimizer()
     branches: Branches
-    evaluation_sequences: Count = Field(description="sequences behind each score")
+    evaluation_sequences: Annotated[int, Field(ge=2, strict=True)] = Field(
+        description="sequences behind each score; a standard error needs 2"
+    )
     noise: Noise
     seeds: Count = Field(description="the first n of the plan's derived seeds")
     seeds_per_job: Count = Field(default=5, description="seeds trained in one job; part of the design")
@@ -139,12 +148,18 @@ class Block(Strict):
 
     @model_validator(mode="after")
     def _whole_updates(self) -> "Block":
+        names = [cell.name for cell in self.cells()]
+        if len(set(names)) < len(names):
+            raise ValueError(f"grid gives the same cell twice: {names}")
         for batch in self.grid.batch:
             if batch % self.noise.contributions:
                 raise ValueError(f"grid.batch {batch} must be a multiple of noise.contributions")
             for budget in self.branches.sequences:
                 if budget % batch:
                     raise ValueError(f"branches.sequences {budget} must be a multiple of grid.batch {batch}")
+        extra = self.branches.updates
+        if extra is not None and extra > self.branches.sequences[-1] // max(self.grid.batch):
+            raise ValueError(f"branches.updates {extra} is past the cap of batch {max(self.grid.batch)}")
         return self
 
     def cells(self) -> list[Cell]:
@@ -225,9 +240,19 @@ def validated(model: type[M], value: object, where: str) -> M:
     except ValidationError as error:
         # A misspelt key is also a missing one: name the misspelling.
         first = min(error.errors(), key=lambda fault: fault["type"] != "extra_forbidden")
-        field = ".".join(str(part) for part in first["loc"])
-        value = "missing" if first["type"] == "missing" else repr(first["input"])[:120]
-        raise InputError(f"{where}: {field}", value, first["msg"]) from error
+        loc = first["loc"]
+        # The kind of a task, by which its model was chosen, is no part of the field's path.
+        path = [
+            str(part) for n, part in enumerate(loc) if n == 0 or loc[n - 1] != "task" or n + 1 == len(loc)
+        ]
+        if first["type"] == "missing":
+            value = "missing"
+        elif isinstance(first["input"], dict):
+            value = "these settings do not fit together"
+        else:
+            value = repr(first["input"])[:120]
+        mend = first["msg"].removeprefix("Value error, ")
+        raise InputError(f"{where}: {'.'.join(path)}", value, mend) from error
 
 
 def write_schemas(folder: Path) -> None:

@@ -16,7 +16,7 @@ def trace(gram: Tensor) -> Estimate:
 
     Unbiased for independent contributions of equal weight; batch size, micro-batch size and the convention
     of loss scaling cancel. The standard error is the delete-one jackknife, which needs R >= 3 (else nan).
-    `gram`: (R, R), any float type, summed in float64. Source: noise study, finding 1.
+    `gram`: (R, R), any float type, summed in float64. Derivation: docs/exposure.md.
     """
     gram = gram.double()
     size = len(gram)

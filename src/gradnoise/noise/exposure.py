@@ -5,10 +5,11 @@ meter = exposure(model, optimizer, every=100)
 meter.last.trace, meter.last.pne2      # each an Estimate(value, stderr)
 """
 
+import copy
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -17,10 +18,16 @@ from torch.nn.utils import clip_grad_norm_
 from gradnoise.base.errors import InputError
 from gradnoise.noise.estimate import Estimate
 from gradnoise.noise.estimators import diagonal, gram, trace
-from gradnoise.noise.integrals import Event, integrate
+from gradnoise.noise.integrals import Event, Integral
 from gradnoise.noise.preconditioners import preconditioner
 
+if TYPE_CHECKING:
+    import pandas as pd
+
+Estimator = Literal["auto", "micro"]
 Preconditioner = Literal["expected", "step"]
+# A gradient in half precision is a sum up to its rounding.
+_ROUNDING = 0.02
 
 
 @dataclass(frozen=True)
@@ -48,19 +55,30 @@ class TensorTrace:
 
 
 def exposure(
-    model: nn.Module, optimizer: torch.optim.Optimizer, every: int = 100, p: Preconditioner = "expected"
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    every: int = 100,
+    *,
+    estimator: Estimator = "auto",
+    p: Preconditioner = "expected",
 ) -> "Exposure":
     """Attach a meter that measures one update in `every`.
 
-    Each measured update needs at least two calls of `backward()`; an update made from one is left out and
-    counted in `skipped`. Gradient contributions are kept for that update only (R copies of the gradient),
+    `estimator`: "micro" compares the contributions of the update's calls of `backward()`; "auto" takes it
+    too, being the only one yet. A measured update needs at least two of them; one made from a single call is
+    left out and counted in `skipped`. Contributions are kept for that update only (R copies of the gradient),
     and P is read after the step, so C and P come from the same batch. `p="expected"` (default) puts the
     expected square of this batch's noise into Adam's second moment; `p="step"` takes it as it is, which a
     few young coordinates then dominate in the first updates (see `preconditioner`).
 
-    Raises `InputError` for `every` < 1, an unknown `p`, parameters unknown to the model, parameter groups of
-    different learning rates, or an optimizer whose preconditioner is unknown.
+    Clip with `meter.clip_grad_norm_`: a factor that it does not know would be taken for noise.
+
+    Raises `InputError` for `every` < 1, an unknown `estimator` or `p`, parameters unknown to the model,
+    parameter groups of different learning rates, an optimizer whose preconditioner is unknown, and at a
+    measured step for gradients that are not the sum of its `backward()` calls (loss scaling, other clipping).
     """
+    if estimator not in ("auto", "micro"):
+        raise InputError("estimator", estimator, "must be auto or micro")
     return Exposure(model, optimizer, every, p)
 
 
@@ -90,6 +108,7 @@ class Exposure:
         self._rows: dict[str, list[Tensor]] = {}
         self._listeners: list[Any] = []
         self._clip = 1.0
+        self._closed = Integral()
         self.events: list[Event] = []
         self.tensors: list[TensorTrace] = []
         self.skipped = 0
@@ -111,7 +130,17 @@ class Exposure:
 
     def reading(self) -> dict[str, Estimate]:
         """Exposure of all updates so far, by definition."""
-        return integrate([*self.events, *self._covered()])
+        integral = copy.deepcopy(self._closed)
+        for event in self._covered():
+            integral.add(event)
+        return integral.estimates()
+
+    @property
+    def ledger(self) -> "pd.DataFrame":
+        """The events so far, one row each; needs pandas."""
+        import pandas as pd
+
+        return pd.DataFrame([asdict(event) for event in [*self.events, *self._covered()]])
 
     def remove(self) -> None:
         """End the open interval and detach every hook; the ledger stays."""
@@ -120,7 +149,9 @@ class Exposure:
         self._unlisten()
 
     def _close(self) -> None:
-        self.events += self._covered()
+        for event in self._covered():
+            self.events.append(event)
+            self._closed.add(event)
         self._open, self._rates = None, []
 
     def _covered(self) -> list[Event]:
@@ -142,12 +173,19 @@ class Exposure:
         self._rows = {name: [] for name in self._names}
         self._clip = 1.0
 
-        def listener(name: str) -> Callable[[Tensor], None]:
-            # A leaf's hook sees what one backward() adds. It is copied, because accumulation may adopt the
-            # tensor as .grad and then add to it in place.
-            return lambda gradient: self._rows[name].append(gradient.detach().clone().flatten())
+        def listener(name: str, parameter: Tensor) -> Callable[[Tensor], None]:
+            rows = self._rows[name]
 
-        self._listeners = [p.register_hook(listener(name)) for name, p in self._names.items()]
+            # A leaf's hook sees what one backward() adds, before it is added.
+            def record(gradient: Tensor) -> None:
+                if parameter.grad is None:
+                    rows.clear()  # whatever came before was thrown away by zero_grad()
+                # A copy, because accumulation may adopt the tensor as .grad and then add to it in place.
+                rows.append(gradient.detach().clone().flatten())
+
+            return record
+
+        self._listeners = [p.register_hook(listener(name, p)) for name, p in self._names.items()]
 
     def _unlisten(self) -> None:
         for handle in self._listeners:
@@ -186,13 +224,22 @@ class Exposure:
     def _decay(self) -> float:
         """Decoupled weight decay, the same in every group."""
         groups = self._optimizer.param_groups
-        if not isinstance(self._optimizer, torch.optim.AdamW):
-            return 0.0
-        if any(group["weight_decay"] != groups[0]["weight_decay"] for group in groups):
+        found = {g["weight_decay"] if g.get("decoupled_weight_decay") else 0.0 for g in groups}
+        if len(found) > 1:
             raise InputError(
                 "optimizer", "groups of different weight_decay", "give all parameter groups one weight_decay"
             )
-        return float(groups[0]["weight_decay"])
+        return float(found.pop())
+
+    def _check_sum(self, name: str, total: Tensor, gradient: Tensor | None) -> None:
+        """What the optimizer used must be the sum of the contributions, times the known clip factor."""
+        used = torch.zeros_like(total) if gradient is None else gradient.detach().flatten()
+        if (used - self._clip * total).norm() > _ROUNDING * used.norm():
+            raise InputError(
+                f"gradient of {name}",
+                "is not the sum of this step's backward() calls",
+                "clip with meter.clip_grad_norm_ and scale no loss while measuring",
+            )
 
     def _measure(self, rate: float) -> bool:
         """Turn this update's contributions into an event that opens an interval; False if there is none."""
@@ -215,7 +262,8 @@ class Exposure:
                 continue
             contributions = torch.stack(rows)
             parameter = self._names[name]
-            variance = diagonal(contributions).view_as(parameter) if self._expected else None
+            self._check_sum(name, contributions.sum(0), parameter.grad)
+            variance = self._clip**2 * diagonal(contributions).view_as(parameter) if self._expected else None
             p = preconditioner(self._optimizer, parameter, variance)
             parts = gram(contributions * p.flatten()).cpu(), gram(contributions).cpu()
             weighted += parts[0]

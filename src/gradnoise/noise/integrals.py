@@ -8,7 +8,7 @@ the learning rates were summed exactly:
 - `ne`   = sum eta^2 Tr(C/B)       the same without the preconditioner
 - `retained`: E <- (1 - eta lambda)^2 E + eta^2 Tr(P C/B P), what decoupled weight decay lambda has left
 
-Source: noise study 2.2 and 2.5. The definitions differ in what they hold fixed; none is swapped silently.
+The definitions differ in what they hold fixed (docs/exposure.md); none is swapped silently.
 """
 
 import math
@@ -47,21 +47,35 @@ class Event:
     signal_c: float
 
 
-def integrate(events: Iterable[Event]) -> dict[str, Estimate]:
-    """Every definition over the events, with standard errors that take events as independent."""
-    value = dict.fromkeys(DEFINITIONS, 0.0)
-    variance = dict.fromkeys(DEFINITIONS, 0.0)
+class Integral:
+    """Running sums of every definition, with variances that take events as independent."""
 
-    def add(name: str, weight: float, mean: float, stderr: float) -> None:
-        value[name] += weight * mean
-        variance[name] += (weight * stderr) ** 2
+    def __init__(self) -> None:
+        self._value = dict.fromkeys(DEFINITIONS, 0.0)
+        self._variance = dict.fromkeys(DEFINITIONS, 0.0)
 
-    for event in events:
+    def add(self, event: Event) -> None:
+        """Go on by one event."""
         kept = math.exp(event.log_retention)
-        value["retained"] *= kept
-        variance["retained"] *= kept**2
-        add("pne", event.sum_lr, event.trace_pcp, event.trace_pcp_se)
-        add("pne2", event.sum_lr2, event.trace_pcp, event.trace_pcp_se)
-        add("retained", event.sum_lr2, event.trace_pcp, event.trace_pcp_se)
-        add("ne", event.sum_lr2, event.trace_c, event.trace_c_se)
-    return {name: Estimate(value[name], math.sqrt(variance[name])) for name in DEFINITIONS}
+        self._value["retained"] *= kept
+        self._variance["retained"] *= kept**2
+        self._add("pne", event.sum_lr, event.trace_pcp, event.trace_pcp_se)
+        self._add("pne2", event.sum_lr2, event.trace_pcp, event.trace_pcp_se)
+        self._add("retained", event.sum_lr2, event.trace_pcp, event.trace_pcp_se)
+        self._add("ne", event.sum_lr2, event.trace_c, event.trace_c_se)
+
+    def _add(self, name: str, weight: float, mean: float, stderr: float) -> None:
+        self._value[name] += weight * mean
+        self._variance[name] += (weight * stderr) ** 2
+
+    def estimates(self) -> dict[str, Estimate]:
+        """Every definition up to here, with its standard error."""
+        return {name: Estimate(self._value[name], math.sqrt(self._variance[name])) for name in DEFINITIONS}
+
+
+def integrate(events: Iterable[Event]) -> dict[str, Estimate]:
+    """Every definition over the events."""
+    integral = Integral()
+    for event in events:
+        integral.add(event)
+    return integral.estimates()

@@ -14,11 +14,12 @@ def preconditioner(
     Adam and AdamW: P = 1 / (sqrt(v / (1 - beta2^t)) + eps), v read after the step (`amsgrad`: its maximum).
     The first moment's bias correction belongs to the momentum filter, not to P. SGD without momentum: 1.
 
-    With `variance`, the diagonal of C/B, v is replaced by v + (1 - beta2) C/B. A coordinate whose gradient
-    happens to be near 0 has a tiny v while v is young, and 1/v is then no property of training: at Adam's
-    first step P = 1/|g| and P^2 C/B has no mean. The replacement bounds P^2 C/B by (1 - beta2^t)/(1 - beta2).
+    With `variance`, the diagonal of C/B of the gradients that v was fed (clipped, if they were), v is
+    replaced by v + (1 - beta2) C/B. A coordinate whose gradient happens to be near 0 has a tiny v while v is
+    young, and 1/v is then no property of training: at Adam's first step P = 1/|g| and P^2 C/B has no mean.
+    The replacement bounds P^2 C/B by (1 - beta2^t)/(1 - beta2).
 
-    Raises `InputError` for an optimizer whose P is not known. Source: noise study 2.3, "step" and "expected".
+    Raises `InputError` for an optimizer whose P is not known.
     """
     group = next(g for g in optimizer.param_groups if any(p is parameter for p in g["params"]))
     if isinstance(optimizer, torch.optim.Adam | torch.optim.AdamW):

@@ -1,7 +1,7 @@
 """One run: a trunk at constant learning rate, branched, annealed to 0 and scored at registered points.
 
 The loss of a noisy run at constant learning rate holds weight jitter, so scores are taken on annealed
-branches only; the trunk goes on from where the branch left it. Source: the study's matching rules.
+branches only; the trunk goes on from where the branch left it. How branches are matched: docs/pipeline.md.
 """
 
 import copy

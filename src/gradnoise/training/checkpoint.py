@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as to_bytes
 
 from gradnoise.base.errors import InputError
-from gradnoise.base.files import atomic, canonical_json
+from gradnoise.base.files import canonical_json, write_bytes
 from gradnoise.training.loop import State
 
 _MODEL, _OPTIMIZER = "model.", "optimizer."
@@ -26,8 +26,9 @@ def save(path: Path, state: State, log: dict[str, Any], fingerprint: str) -> Non
         tensors |= {f"{_OPTIMIZER}{index}.{name}": tensor for name, tensor in values.items()}
     progress = {"step": state.step, "sum_lr": state.sum_lr, "loss_hash": state.loss_hash, "log": log}
     metadata = {"fingerprint": fingerprint, "progress": canonical_json(progress).decode()}
-    with atomic(path) as temporary:
-        save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, temporary, metadata)
+    write_bytes(
+        path, to_bytes({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, metadata)
+    )
 
 
 def restore(path: Path, state: State, fingerprint: str) -> dict[str, Any] | None:

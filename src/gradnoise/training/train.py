@@ -1,5 +1,6 @@
 """Phase train: the seeds of one cell, run after run, into the four tables of a job."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,8 @@ def train(
     # One thread: the same bytes on any number of cores, and jobs that do not fight over them.
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
+    # cuBLAS is deterministic only with a fixed workspace, which it reads when it is first used.
+    os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
     settings = load_study(study)
     chosen = settings.block(block)
     corpus = layout.plays(study) if isinstance(chosen.task, TextTask) else None

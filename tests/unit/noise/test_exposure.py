@@ -9,6 +9,7 @@ from torch.nn.functional import cross_entropy
 from gradnoise import exposure
 from gradnoise.base.errors import InputError
 from gradnoise.noise.estimators import gram, trace
+from gradnoise.noise.exposure import Exposure
 from gradnoise.noise.integrals import Event, integrate
 from gradnoise.noise.preconditioners import preconditioner
 
@@ -242,42 +243,99 @@ def test_a_foreign_parameter_and_a_stride_of_zero_are_refused() -> None:
         exposure(net, torch.optim.SGD(copy.deepcopy(net).parameters(), lr=0.1))
     with pytest.raises(InputError, match="every: 0: must be at least 1"):
         exposure(net, torch.optim.SGD(net.parameters(), lr=0.1), every=0)
+    with pytest.raises(InputError, match="estimator: norms: must be auto or micro"):
+        exposure(net, torch.optim.SGD(net.parameters(), lr=0.1), estimator="norms")  # type: ignore[arg-type]
 
 
-def test_the_trace_is_the_variance_of_the_update_from_the_first_step_on() -> None:
-    """Truth: the spread of Adam's real first-moment-free updates over resampled batches, from one state.
-
-    At step 1 the plug-in P of the step has no mean (P = 1/|g|) and is orders of magnitude off; the expected
-    one stays within a factor that the noise study reports as 0.87 to 1.04, and 0.6 to 1.1 in the first steps.
-    """
+def _ratios(clip: float | None) -> dict[str, dict[int, float]]:
+    """Mean of clip^2 x trace over the variance of Adam's updates over resampled batches, by p and step."""
     ratios: dict[str, dict[int, float]] = {"expected": {}, "step": {}}
     inputs, targets = data(2048, seed=5)
     draw = torch.Generator().manual_seed(6)
+
+    def update(
+        net: nn.Module, optimizer: torch.optim.Optimizer, rows: torch.Tensor, meter: Exposure | None
+    ) -> None:
+        for part in rows.chunk(8):
+            (cross_entropy(net(inputs[part]), targets[part]) / 8).backward()
+        if clip is not None:
+            if meter is None:
+                nn.utils.clip_grad_norm_(net.parameters(), clip)
+            else:
+                meter.clip_grad_norm_(clip)
+        optimizer.step()
+        optimizer.zero_grad()
+
     for measured in (1, 10, 60):
         net = model()
+        # Without a first moment, so that an update is the noise of one batch.
         optimizer = torch.optim.Adam(net.parameters(), lr=1e-3, betas=(0.0, 0.99))
         for _ in range(measured - 1):
-            rows = torch.randint(2048, (32,), generator=draw)
-            cross_entropy(net(inputs[rows]), targets[rows]).backward()
-            optimizer.step()
-            optimizer.zero_grad()
+            update(net, optimizer, torch.randint(2048, (32,), generator=draw), None)
         updates: list[torch.Tensor] = []
         estimates: dict[str, list[float]] = {"expected": [], "step": []}
         for _ in range(60):
             rows = torch.randint(2048, (32,), generator=draw)
-            for kind in estimates:
+            for kind, found in estimates.items():
                 twin, twins_optimizer = copy.deepcopy((net, optimizer))
                 before = torch.cat([p.detach().flatten() for p in twin.parameters()])
                 meter = exposure(twin, twins_optimizer, every=1, p=kind)  # type: ignore[arg-type]
-                for part in rows.chunk(8):
-                    (cross_entropy(twin(inputs[part]), targets[part]) / 8).backward()
-                twins_optimizer.step()
-                assert meter.last is not None
-                estimates[kind].append(meter.last.trace.value)
+                update(twin, twins_optimizer, rows, meter)
+                meter.remove()
+                found.append(meter.events[0].clip ** 2 * meter.events[0].trace_pcp)
             updates.append((torch.cat([p.detach().flatten() for p in twin.parameters()]) - before) / 1e-3)
         truth = torch.stack(updates).var(0).sum().item()
         for kind, values in estimates.items():
             ratios[kind][measured] = torch.tensor(values).mean().item() / truth
-    assert all(0.6 < ratio < 1.15 for ratio in ratios["expected"].values()), ratios
+    return ratios
+
+
+@pytest.mark.parametrize("clip", [None, 0.02])
+def test_the_trace_is_the_variance_of_the_update_from_the_first_step_on(clip: float | None) -> None:
+    """Clipped or not. At step 1 the plug-in P of the step has no mean (P = 1/|g|) and is far off."""
+    ratios = _ratios(clip)
+    assert all(0.6 < ratio < 1.3 for ratio in ratios["expected"].values()), ratios
     assert ratios["step"][1] > 10, ratios
-    assert 0.6 < ratios["step"][60] < 1.3, ratios
+    assert 0.6 < ratios["step"][60] < 1.5, ratios
+
+
+def test_a_backward_whose_gradient_was_thrown_away_does_not_count() -> None:
+    found = []
+    for probes in (0, 3):
+        net = model()
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+        meter = exposure(net, optimizer, every=1)
+        for n in range(probes):
+            x, y = data(8, seed=n)
+            cross_entropy(net(x), y).backward()
+            optimizer.zero_grad()
+        step(net, optimizer, parts=4)
+        assert meter.last is not None
+        found.append(meter.last.trace)
+    assert found[0] == found[1]
+
+
+def test_gradients_changed_behind_the_meter_are_refused() -> None:
+    """Another's clipping or loss scaling would be read as noise."""
+    net = model()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    exposure(net, optimizer, every=1)
+    inputs, targets = data()
+    for x, y in zip(inputs.chunk(4), targets.chunk(4), strict=True):
+        (cross_entropy(net(x), y) / 4).backward()
+    nn.utils.clip_grad_norm_(net.parameters(), 0.01)
+    with pytest.raises(InputError, match="not the sum of this step's backward.. calls: clip with meter"):
+        optimizer.step()
+
+
+def test_the_ledger_is_the_events_as_a_frame() -> None:
+    net = model()
+    optimizer = torch.optim.Adam(net.parameters(), lr=1e-2, weight_decay=0.1, decoupled_weight_decay=True)
+    meter = exposure(net, optimizer, every=2)
+    for n in range(4):
+        step(net, optimizer, parts=4, seed=n)
+    ledger = meter.ledger
+    assert ledger["step"].tolist() == [1, 3]
+    assert ledger["updates"].sum() == 4
+    assert (ledger["log_retention"] < 0).all()
+    assert (ledger["sum_lr2"] * ledger["trace_pcp"]).sum() == pytest.approx(meter.reading()["pne2"].value)

@@ -1,3 +1,4 @@
+import errno
 import hashlib
 import json
 import signal
@@ -147,6 +148,30 @@ def test_a_checkpoint_of_other_code_or_settings_is_not_resumed(study: Study, tmp
     assert checkpoint.restore(tmp_path / "c.safetensors", state, "one") == {"done": 1}
     assert checkpoint.restore(tmp_path / "c.safetensors", state, "other") is None
     assert checkpoint.restore(tmp_path / "absent", state, "one") is None
+
+
+def test_a_full_disk_at_a_checkpoint_is_one_line(
+    study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    block = study.block("race")
+    state = new_state(block, block.cell("b016-lr0.002"), 1, stream(block.task, 1), "cpu")
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "no space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(InputError, match="c.safetensors: cannot be written, no space left"):
+        checkpoint.save(tmp_path / "c.safetensors", state, {}, "one")
+    assert not list(tmp_path.glob("*c.safetensors*"))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")
+def test_a_gpu_repeats_itself_bit_for_bit(study: Study) -> None:
+    Path("config/small.yaml").write_text(SMALL + "device: cuda\n")
+    train_job("small", *JOB, code="x")
+    first = digests()
+    train_job("small", *JOB, code="x")
+    assert digests() == first
 
 
 @pytest.mark.parametrize("keep", [0, 7, 200, -1])
