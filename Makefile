@@ -1,18 +1,23 @@
-# make results · make test · make study · make publish (and make clean-study, make clean)
+# make results · make test · make study · make publish · make fresh (and make clean-study, make clean)
 SHELL := /bin/bash
 PYTHON ?= python3.11
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 # Numbers must not depend on how many cores a library finds.
 export OMP_NUM_THREADS := 1
 INSTALLED := .venv/installed
+# The study that `make results` builds.
+QUICK ?= quick
+# Facts about the published study, checked: status 2 and one line where config/config.yaml has a fault.
+PUBLISHED := python workflow/scripts/published.py
 
-.PHONY: results test study publish lint clean-study clean
+.PHONY: results test study publish fresh lint clean-study clean
 
 # The quick study from a fresh clone: figures in results/quick/figures, the page in results/quick/report.
 results: $(INSTALLED)
-	snakemake --config study=quick --quiet rules
-	snakemake --config study=quick --quiet all --report logs/quick-report.html
-	@echo "Open results/quick/report/report.html; figures are in results/quick/figures."
+	snakemake --config study=$(QUICK) --quiet rules
+	@mkdir -p logs
+	snakemake --config study=$(QUICK) --quiet all --report logs/$(QUICK)-report.html
+	@echo "Open results/$(QUICK)/report/report.html; figures are in results/$(QUICK)/figures."
 
 # Linters and all tests.
 test: lint
@@ -29,20 +34,32 @@ lint: $(INSTALLED)
 study: $(INSTALLED)
 	snakemake
 
-# The published study's artifacts into DVC, DVC's store and Git.
+# The published study's artifacts into DVC, DVC's store and Git. All else is in a commit before.
+ARTIFACTS := dvc.lock dvc-store results
 publish: $(INSTALLED)
-	@snakemake --dry-run --quiet all | grep -q "Nothing to be done" || \
+	@other=$$(git status --porcelain --untracked-files=all -- . $(ARTIFACTS:%=':!%')) || exit 2; \
+	[ -z "$$other" ] || \
+		{ echo "publish: $$(sed 's/^...//;q' <<< "$$other"): differs from HEAD: commit it first" >&2; exit 2; }
+	@snakemake --dry-run --quiet all | grep "Nothing to be done" >/dev/null || \
 		{ echo "publish: results are stale: run make study first" >&2; exit 2; }
-	@before=$$(du -sk dvc-store 2>/dev/null | cut -f1); \
+	@study=$$($(PUBLISHED) name) || exit 2; \
+	before=$$(du -sk dvc-store 2>/dev/null | cut -f1); \
 	dvc commit --force --quiet && dvc push --quiet && \
 	after=$$(du -sk dvc-store | cut -f1) && \
 	echo "dvc-store grew by $$((after - $${before:-0})) kB to $$after kB" && \
-	git add dvc.lock dvc-store results && \
-	{ git diff --cached --quiet || git commit --quiet --message "Publish the artifacts of study $$(sed -n 's/^study: *//p' config/config.yaml)"; }
+	git add -- $(ARTIFACTS) && \
+	{ git diff --cached --quiet -- $(ARTIFACTS) || \
+		git commit --quiet --message "Publish the artifacts of study $$study" -- $(ARTIFACTS); }
 
-# Everything that was built of the published study; DVC's store and the environment stay.
+# Whether the published study is what the code gives: status 0 if so. `dvc pull` comes first.
+fresh: $(INSTALLED)
+	@.ci/fresh
+
+# Everything that was built of the published study, also its files that Git tracks (git checkout results brings
+# those back). DVC's store, its cache, other studies and the environment stay.
 clean-study:
-	rm -rf results/$$(sed -n 's/^study: *//p' config/config.yaml) scratch logs .snakemake
+	@built=$$($(PUBLISHED) built) && [ -n "$$built" ] || exit 2; \
+	echo "rm -rf $$built"; rm -rf $$built
 
 clean: clean-study
 	rm -rf .venv

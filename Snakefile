@@ -15,15 +15,12 @@
 #
 # <study> is `study:` of config/config.yaml; its settings are config/<study>.yaml.
 
-from snakemake.utils import min_version, validate
+from snakemake.utils import min_version
 
 min_version("9.27")
 
 
 configfile: "config/config.yaml"
-
-
-validate(config, "workflow/schemas/config.schema.json")
 
 
 report: "workflow/report/workflow.rst"

@@ -14,8 +14,10 @@ import typer
 
 from gradnoise import __version__, phases
 from gradnoise.base import layout
+from gradnoise.base.environment import pins
 from gradnoise.base.errors import InputError
-from gradnoise.base.study import load_study, study_path
+from gradnoise.base.study import load_study
+from gradnoise.base.vocabulary import study_label
 from gradnoise.provenance import records
 
 app = typer.Typer(
@@ -49,26 +51,50 @@ def _record(
     work: Callable[[], None],
     *,
     name: str | None = None,
-    settings: dict[str, Any] | None = None,
-    runs: list[dict[str, Any]] | None = None,
     plan: str | None = None,
-    config: Path | None = None,
 ) -> None:
     """Do the work as a recorded attempt at a job."""
+    name = name or phase_name
     job = records.Job(
         phase=phase_name,
-        name=name or phase_name,
+        name=name,
         study=study,
         module=phases.MODULES[phase_name],
         inputs=tuple(inputs),
         outputs=tuple(outputs),
-        settings=settings or {},
-        runs=tuple(runs or ()),
+        decided=_decided(phase_name, study, name),
         plan=plan,
-        config=None if config is None else str(config),
     )
     with records.attempt(job):
         work()
+
+
+def _decided(phase_name: str, study: str, name: str) -> records.Decided:
+    """What decides a job by the study, the plan and the pins as they are now: recorded, and traced against.
+
+    Raises `InputError` for a job that the study does not have.
+    """
+    if phase_name not in phases.PACKAGES:
+        raise InputError("phase", phase_name, f"must be one of {list(phases.PACKAGES)}")
+    chosen = load_study(study)
+    settings: dict[str, Any] = {}
+    runs: list[dict[str, Any]] = []
+    if phase_name == "prepare":
+        settings = phases.prepare_settings(chosen)
+    elif phase_name == "train":
+        from gradnoise.training.settings import job_runs, job_settings
+
+        job = next((job for job in chosen.jobs() if "/".join(job) == name), None)
+        if job is None:
+            raise InputError("job", name, "is none of the study: see its blocks, grids and seeds")
+        settings, runs = job_settings(chosen, *job), job_runs(chosen, *job)
+    elif phase_name == "analyse":
+        settings = phases.design(chosen)
+    return records.Decided(
+        settings=settings,
+        runs=tuple(records.Run(**run) for run in runs),
+        pins=pins(phases.PACKAGES[phase_name]),
+    )
 
 
 @phase.command(epilog="Example: [bold]gradnoise run prepare --study quick[/bold]")
@@ -83,7 +109,6 @@ def prepare(study: StudyName) -> None:
         [],
         phases.prepare_outputs(study, settings),
         lambda: work(study),
-        settings=phases.prepare_settings(settings),
     )
 
 
@@ -104,10 +129,10 @@ def train(
         raise InputError("seeds", seeds, f"must be one of {settings.block(block).chunks()}")
     from gradnoise.base.progress import progress
     from gradnoise.provenance.closure import closure_sha256
-    from gradnoise.training import settings as training
+    from gradnoise.training.settings import job_sequences
     from gradnoise.training.train import train as work_on
 
-    total = training.job_sequences(settings, block, cell, seeds)
+    total = job_sequences(settings, block, cell, seeds)
 
     def work() -> None:
         with progress(f"{block}/{cell}/{seeds}", total) as advance:
@@ -120,8 +145,6 @@ def train(
         [layout.run(study, block, cell, seeds, table) for table in layout.RUN_TABLES],
         work,
         name=f"{block}/{cell}/{seeds}",
-        settings=training.job_settings(settings, block, cell, seeds),
-        runs=training.job_runs(settings, block, cell, seeds),
         plan=settings.plan,
     )
 
@@ -147,9 +170,7 @@ def analyse(study: StudyName) -> None:
         phases.analyse_inputs(study),
         phases.analyse_outputs(study),
         lambda: work(study),
-        settings=phases.design(settings),
         plan=settings.plan,
-        config=study_path(study),
     )
 
 
@@ -188,26 +209,15 @@ def trace(
     from gradnoise.provenance.trace import trace as follow
     from gradnoise.provenance.tree import show
 
+    def today(record: records.Record) -> records.Decided:
+        return _decided(record.phase, record.study, record.name)
+
     try:
-        show(follow(str(file), current_settings=_current_settings))
+        found = follow(str(file), today)
     except TraceBreak as fault:
         print(f"gradnoise: broken: {fault}", file=sys.stderr)
         raise typer.Exit(1) from None
-
-
-def _current_settings(record: records.Record) -> dict[str, Any] | None:
-    """What decides a recorded job today, from the study's settings as they are now."""
-    settings = load_study(record.study)
-    if record.phase == "prepare":
-        return phases.prepare_settings(settings)
-    if record.phase == "analyse":
-        return phases.design(settings)
-    if record.phase == "train":
-        from gradnoise.training.settings import job_settings
-
-        block, cell, seeds = record.name.split("/")
-        return job_settings(settings, block, cell, seeds)
-    return None
+    show(found, study_label(load_study(found.step.record.study)))
 
 
 def _version(wanted: bool) -> None:

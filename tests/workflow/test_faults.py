@@ -188,6 +188,25 @@ def test_a_fault_in_the_settings_is_named_before_anything_runs(
     assert said in command.err, command
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (f"study: {NAME}\nstudies: 2\n", "studies: 2: Extra inputs are not permitted"),
+        ("study: 5\n", "study: 5: Input should be a valid string"),
+        ("study: ../tiny\n", "study: '../tiny': String should match"),
+        ("{}\n", "study: missing: Field required"),
+    ],
+)
+def test_a_fault_in_the_name_of_the_published_study_is_one_line(
+    shared: Project, edited: Callable, text: str, said: str
+) -> None:
+    with edited("config/config.yaml", lambda _: text):
+        failed = shared.try_run("snakemake", "--dry-run")
+    assert failed.status != 0, failed
+    assert f"\nconfig/config.yaml: {said}" in failed.text, failed
+    assert "Traceback" not in failed.text, failed
+
+
 def test_a_missing_file_is_rebuilt(shared: Project) -> None:
     report = shared.path / layout.report(NAME)
     before = report.read_bytes()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from pathspec import GitIgnoreSpec
-from tests.workflow.project import JOBS, NAME, ROOT, Project, published_plan, published_study
+from tests.workflow.project import JOBS, NAME, ROOT, Project, holds, published_plan, published_study
 
 from gradnoise import phases
 from gradnoise.base import layout
@@ -32,10 +32,6 @@ def stages(tiny: Project) -> list:
 
 def relative(tiny: Project, items: list) -> list[str]:
     return [str(Path(item.fs_path).relative_to(tiny.path)) for item in items]
-
-
-def holds(folder: str, path: str) -> bool:
-    return path == folder or path.startswith(f"{folder}/")
 
 
 @pytest.mark.slow
@@ -92,9 +88,17 @@ def test_what_people_read_is_in_git_and_the_rest_in_the_store(tiny: Project, sta
 def test_stages_depend_on_the_code_and_the_plan_that_decide_them(tiny: Project, stages: list) -> None:
     for stage in stages:
         deps = relative(tiny, stage.deps)
-        rooms = {str(Path(file).parent) for file in code_closure(phases.MODULES[stage.name])}
-        missing = {room for room in rooms - {"src/gradnoise"} if not any(holds(dep, room) for dep in deps)}
-        assert missing == set(), f"stage {stage.name} runs code that dvc.yaml does not list"
+        files = code_closure(phases.MODULES[stage.name], tiny.path / "src")
+        missing = [file for file in files if not any(holds(dep, file) for dep in deps)]
+        assert missing == [], f"stage {stage.name} runs code that dvc.yaml does not list"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("file", ["src/gradnoise/__init__.py", "src/gradnoise/base/tables.py"])
+def test_dvc_sees_an_edit_of_what_every_phase_runs(shared: Project, edited: Callable, file: str) -> None:
+    with edited(file, lambda text: f"{text}# A comment.\n"):
+        status = shared.dvc("status")
+    assert set(re.findall(r"^(\w+):$", status.out, re.MULTILINE)) == set(phases.MODULES), status
 
 
 def test_dvc_yaml_names_the_plan_of_the_published_study() -> None:
@@ -160,6 +164,24 @@ def test_an_edit_of_the_command_line_or_of_documents_reruns_nothing(
 
 
 @pytest.mark.slow
+def test_a_value_of_the_plan_reruns_training_and_a_comment_nothing(shared: Project, edited: Callable) -> None:
+    plan = f"preregistration/{NAME}.yaml"
+    with edited(plan, lambda text: f"# A comment.\n{text}"):
+        assert "Nothing to be done" in shared.plan().text
+    # Seeds follow from the plan's hash, so even a word of its title decides all runs.
+    with edited(plan, lambda text: text.replace('"title": "', '"title": "Another ')):
+        answer = shared.plan()
+    assert answer.jobs == {rule: count for rule, count in JOBS.items() if rule != "prepare_corpus"}, answer
+
+
+@pytest.mark.slow
+def test_the_quick_study_has_few_jobs(shared: Project) -> None:
+    answer = shared.plan("--forceall", "--config", "study=quick")
+    assert set(answer.jobs) == set(JOBS), answer
+    assert sum(answer.jobs.values()) <= 25, answer
+
+
+@pytest.mark.slow
 def test_a_new_cell_trains_alone(shared: Project, edited: Callable) -> None:
     with edited(
         f"config/{NAME}.yaml",
@@ -170,15 +192,25 @@ def test_a_new_cell_trains_alone(shared: Project, edited: Callable) -> None:
     assert "train race/b008" in answer.text, answer
 
 
+def shorten(study: dict) -> None:
+    """As little training as the plan allows."""
+    for block in study["blocks"].values():
+        block["evaluation_sequences"] = 32
+        block["branches"]["sequences"] = block["branches"]["sequences"][:1]
+    study["blocks"]["race"]["branches"]["updates"] = 2
+
+
 @pytest.mark.slow
 def test_building_another_study_leaves_the_published_one_clean(copy: Project) -> None:
-    settings = (copy.path / f"config/{NAME}.yaml").read_text()
-    (copy.path / "config/other.yaml").write_text(settings)
+    for file in ("config/{}.yaml", "preregistration/{}.yaml"):
+        text = (copy.path / file.format(NAME)).read_text()
+        (copy.path / file.format("other")).write_text(text.replace(f'{NAME}.yaml"', 'other.yaml"'))
+    copy.settings(shorten, "other")
     ignored = copy.path / ".dvcignore"
     ignored.write_text(f"{ignored.read_text()}{ignore_pattern('other')}\n")
-    target = layout.plays("other")
-    built = copy.snakemake("--config", "study=other", "--", target)
-    assert (copy.path / target).is_file(), built
+    built = copy.snakemake("--config", "study=other")
+    assert built.jobs == JOBS, built
+    assert (copy.path / layout.manifest("other")).is_file(), built
     copy.assert_fresh()
     # The line is what does it.
     ignored.write_text(ignored.read_text().replace(ignore_pattern("other"), ""))

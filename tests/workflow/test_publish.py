@@ -6,6 +6,7 @@ import shutil
 import socket
 import subprocess
 import time
+from base64 import urlsafe_b64encode
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,39 +14,137 @@ import pytest
 from tests.workflow.project import NAME, Project, stop
 
 from gradnoise.base import layout
+from gradnoise.provenance.metadata import ignore_pattern
 
 pytestmark = pytest.mark.slow
-# The environment is there already: `make` must not build another one.
-PUBLISH = ("make", "-o", ".venv/installed", "publish")
+TEMPLATE = "src/gradnoise/report/report.html.j2"
 
 
-def test_publish_refuses_a_stale_study_and_publishes_a_fresh_one(copy: Project, tmp_path: Path) -> None:
-    commits = copy.git("rev-list", "--count", "HEAD").out
-    copy.edit("src/gradnoise/report/report.html.j2", lambda text: f"{text}<!-- Another end. -->\n")
+def another_end(text: str) -> str:
+    return f"{text}<!-- Another end. -->\n"
+
+
+def commits(project: Project) -> int:
+    return int(project.git("rev-list", "--count", "HEAD").out)
+
+
+def tag_as_registered(project: Project) -> str:
+    """The study becomes a registered one; the tag that it is to be frozen at."""
+    project.edit(f"preregistration/{NAME}.yaml", lambda text: text.replace('"rehearsal"', '"registered"'))
+    return f"published-{NAME}"
+
+
+def test_only_a_fresh_and_committed_study_is_published(copy: Project, tmp_path: Path) -> None:
+    before = commits(copy)
+    copy.edit(TEMPLATE, another_end)
     copy.git("commit", "--all", "--quiet", "--message", "Another report")
-    refused = copy.try_run(*PUBLISH)
-    assert refused.status != 0
+    refused = copy.make("publish")
+    assert refused.status == 2
     assert "publish: results are stale: run make study first" in refused.err, refused
-    assert int(copy.git("rev-list", "--count", "HEAD").out) == int(commits) + 1
+    stale = copy.make("fresh")
+    assert stale.status == 2, stale
+    assert f"stale: study {NAME} is not what this code gives: run make study, then make publish" in stale.err
+    assert commits(copy) == before + 1
     assert copy.git("status", "--porcelain").out == ""
 
     copy.snakemake()
-    published = copy.run(*PUBLISH)
+    unrecorded = copy.make("fresh")
+    assert unrecorded.status == 2, unrecorded
+    assert f"stale: dvc.lock does not record study {NAME} as it is here: run make publish" in unrecorded.err
+    published = copy.make("publish")
+    assert published.status == 0, published
     assert "dvc-store grew by " in published.out, published
-    assert int(copy.git("rev-list", "--count", "HEAD").out) == int(commits) + 2
+    assert commits(copy) == before + 2
     assert f"study {NAME}" in copy.git("log", "-1", "--format=%s").out
     assert copy.git("status", "--porcelain").out == ""
     copy.assert_fresh()
+    fresh = copy.make("fresh")
+    assert fresh.status == 0, fresh
+    assert f"fresh: study {NAME}" in fresh.out
 
-    again = copy.run(*PUBLISH)
+    again = copy.make("publish")
+    assert again.status == 0, again
     assert "dvc-store grew by 0 kB" in again.out, again
-    assert int(copy.git("rev-list", "--count", "HEAD").out) == int(commits) + 2
+    assert commits(copy) == before + 2
     assert copy.git("status", "--porcelain").out == ""
 
     clone = copy.clone(tmp_path / "clone")
     clone.dvc("pull", "--quiet")
     assert clone.science() == copy.science()
     assert "Another end" in (clone.path / layout.report(NAME)).read_text()
+
+
+@pytest.mark.parametrize("state", ["modified", "staged", "untracked"])
+def test_publish_refuses_sources_that_are_not_committed(copy: Project, state: str) -> None:
+    """The artifacts would be in Git and the code that made them would not."""
+    changed = "notes.md" if state == "untracked" else TEMPLATE
+    if state == "untracked":
+        (copy.path / changed).write_text("Not ignored.\n")
+    else:
+        copy.edit(TEMPLATE, another_end)
+    if state == "staged":
+        copy.git("add", "--all")
+    if state == "modified":
+        copy.snakemake()  # fresh, as far as Snakemake knows
+    status, before = copy.git("status", "--porcelain").out, commits(copy)
+    refused = copy.make("publish")
+    assert refused.status == 2, refused
+    assert f"publish: {changed}: differs from HEAD: commit it first" in refused.err.splitlines(), refused
+    assert commits(copy) == before
+    assert copy.git("status", "--porcelain").out == status
+
+
+def test_a_registered_study_is_judged_at_its_tag(copy: Project) -> None:
+    tag = tag_as_registered(copy)
+    copy.git("commit", "--all", "--quiet", "--message", "Registered")
+    refused = copy.make("fresh")
+    assert refused.status == 2, refused
+    assert f"fresh: {tag}: no such tag" in refused.err, refused
+
+    copy.git("tag", tag)
+    stale = copy.make("fresh")
+    assert stale.status == 2, stale
+    assert f"stale: study {NAME} is not what this code gives" in stale.err, stale
+    # At v1 all is fresh; that today's code has moved on does not matter.
+    copy.git("tag", "--force", tag, "v1")
+    copy.edit(TEMPLATE, another_end)
+    fresh = copy.make("fresh")
+    assert fresh.status == 0, fresh
+    assert f"fresh: study {NAME} at {tag}" in fresh.out
+    assert len(copy.git("worktree", "list").out.splitlines()) == 1
+
+
+def test_clean_study_removes_the_published_study_and_no_other(copy: Project) -> None:
+    folders = [copy.path / folder for folder in ("results", "scratch", "logs")]
+    metadata = copy.path / ".snakemake/metadata"
+    other = [folder / f"{NAME}-2/kept" for folder in folders]
+    other.append(metadata / urlsafe_b64encode(f"results/{NAME}-2/kept".encode()).decode())
+    for path in other:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("Kept.\n")
+    # As for every study that is not the published one.
+    with (copy.path / ".dvcignore").open("a") as ignored:
+        ignored.write(f"{ignore_pattern(f'{NAME}-2')}\n")
+    config, science = copy.path / "config/config.yaml", copy.science()
+    good = config.read_text()
+    for fault in ("study: ''\n", "study: ..\n", "", "study: '*'\n"):
+        config.write_text(fault)
+        refused = copy.make("clean-study")
+        assert refused.status == 2, refused
+        assert "config/config.yaml: " in refused.err, refused
+        assert copy.science() == science
+    config.write_text(good)
+
+    cleaned = copy.make("clean-study")
+    assert cleaned.status == 0, cleaned
+    assert [folder / NAME for folder in folders if (folder / NAME).exists()] == []
+    assert {path for path in metadata.rglob("*") if path.is_file()} == {other[-1]}
+    assert [path for path in other if not path.is_file()] == []
+    # DVC's cache still has what was published.
+    copy.git("checkout", "--quiet", "results")
+    copy.dvc("checkout", "--quiet")
+    assert copy.science() == science
+    copy.assert_fresh()
 
 
 SSHD = shutil.which("sshd") or shutil.which("sshd", path="/usr/sbin:/usr/local/sbin")

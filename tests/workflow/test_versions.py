@@ -56,10 +56,12 @@ def test_a_fresh_clone_is_complete_offline(tiny: Project, tmp_path: Path) -> Non
     for figure in FIGURE_NAMES:
         traced = clone.run("gradnoise", "trace", layout.figure(NAME, figure, "svg"))
         assert "every hash is the recorded one" in traced.text, traced
-    (clone.path / "logs").mkdir(exist_ok=True)
-    report = clone.snakemake("--report", "logs/report.html")
+    assert not (clone.path / "logs").exists()
+    report = clone.make(f"QUICK={NAME}", "results")
+    assert report.status == 0, report
+    assert "Nothing to be done" in report.text, report
     assert "missing" not in report.text.lower(), report
-    page = (clone.path / "logs/report.html").read_text()
+    page = (clone.path / f"logs/{NAME}-report.html").read_text()
     assert all(figure in page for figure in FIGURE_NAMES)
     assert clone.git("status", "--porcelain").out == ""
 
@@ -86,4 +88,11 @@ def test_dvc_repro_drives_the_same_jobs(copy: Project) -> None:
     assert "Running stage 'draw'" in repro.text, repro
     assert copy.science() == before, repro
     assert {path: os.stat(copy.path / path).st_mtime_ns for path in times} == times, repro
+    copy.assert_fresh()
+
+    copy.edit("src/gradnoise/report/report.html.j2", lambda text: f"{text}<!-- Another end. -->\n")
+    repro = copy.dvc("repro")
+    assert "Stage 'draw' didn't change, skipping" in repro.text, repro
+    assert "Running stage 'report'" in repro.text, repro
+    assert "Another end" in (copy.path / layout.report(NAME)).read_text()
     copy.assert_fresh()

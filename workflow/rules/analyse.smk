@@ -1,7 +1,6 @@
 rule analyse_plan:
     input:
         code=code("analyse"),
-        plan=STUDY.plan,
         scores=layout.scores(NAME),
         exposure=layout.exposure(NAME),
     output:
@@ -14,6 +13,9 @@ rule analyse_plan:
     conda:
         "../envs/gradnoise.yaml"
     params:
+        packages=packages("analyse"),
+        # Not the file: a comment in it decides nothing.
+        plan=PLAN.sha256,
         study=NAME,
         design=settings_text(phases.design(STUDY)),
     message:

@@ -3,20 +3,22 @@ from snakemake.exceptions import WorkflowError
 
 from gradnoise import phases
 from gradnoise.base import layout
+from gradnoise.base.environment import pins
 from gradnoise.base.errors import InputError
 from gradnoise.figures.names import SPECS
 from gradnoise.base.files import canonical_json
 from gradnoise.provenance.closure import code_closure
 from gradnoise.registration.plan import load_plan
-from gradnoise.base.study import load_study
+from gradnoise.base.study import Config, load_study, validated
 from gradnoise.training.settings import job_settings
 
-NAME = config["study"]
 try:
+    NAME = validated(Config, config, "config/config.yaml").study
     STUDY = load_study(NAME)
     PLAN = load_plan(STUDY.plan)
 except InputError as fault:
     raise WorkflowError(str(fault))
+config["label"] = PLAN.study.label  # for report/workflow.rst
 
 JOBS = list(STUDY.jobs())
 
@@ -36,6 +38,14 @@ def code(phase):
 def settings_text(settings):
     """Settings as one parameter: Snakemake reruns a job when they change, whatever else the file holds."""
     return canonical_json(settings).decode()
+
+
+def packages(phase):
+    """The pinned versions of a phase's packages: another pin reruns it."""
+    try:
+        return settings_text(pins(phases.PACKAGES[phase]))
+    except InputError as fault:
+        raise WorkflowError(str(fault))
 
 
 def corpus_of(wildcards):

@@ -12,10 +12,14 @@ rule draw_figures:
     conda:
         "../envs/gradnoise.yaml"
     params:
+        packages=packages("draw"),
         study=NAME,
         # What the captions of Snakemake's report print.
         label=PLAN.study.label,
         target_loss=PLAN.matching.target,
+        outcome=PLAN.descriptive.outcome,
+        predictor=PLAN.descriptive.predictor,
+        rivals=", ".join(PLAN.descriptive.rivals),
     message:
         "draw the figures"
     shell:

@@ -13,6 +13,7 @@ rule measure_exposure:
     conda:
         "../envs/gradnoise.yaml"
     params:
+        packages=packages("measure"),
         study=NAME,
     message:
         "integrate the exposure of all runs"

@@ -10,6 +10,7 @@ rule prepare_corpus:
     conda:
         "../envs/gradnoise.yaml"
     params:
+        packages=packages("prepare"),
         settings=settings_text(phases.prepare_settings(STUDY)),
     message:
         "prepare the corpus of {wildcards.study}"

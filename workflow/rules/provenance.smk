@@ -11,6 +11,7 @@ rule write_manifest:
     conda:
         "../envs/gradnoise.yaml"
     params:
+        packages=packages("provenance"),
         study=NAME,
     message:
         "account for every file of the study"

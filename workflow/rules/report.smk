@@ -12,6 +12,7 @@ rule render_report:
     conda:
         "../envs/gradnoise.yaml"
     params:
+        packages=packages("report"),
         study=NAME,
     message:
         "render the report"

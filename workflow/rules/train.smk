@@ -1,7 +1,6 @@
 rule train_seeds:
     input:
         code=code("train"),
-        plan=STUDY.plan,
         corpus=corpus_of,
     output:
         **{
@@ -15,6 +14,9 @@ rule train_seeds:
     conda:
         "../envs/gradnoise.yaml"
     params:
+        packages=packages("train"),
+        # Not the file: a comment in it decides nothing.
+        plan=PLAN.sha256,
         settings=settings_of,
     message:
         "train {wildcards.block}/{wildcards.cell}, seeds {wildcards.chunk}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -17,13 +16,14 @@ from gradnoise.base.errors import InputError
 from gradnoise.base.files import canonical_json, write_json
 from gradnoise.base.study import Study, load_study, study_path
 from gradnoise.base.wording import check_rehearsal
+from gradnoise.evaluation.names import NAMES
 from gradnoise.registration import Plan, load_plan
 from gradnoise.registration.plan import TostTest, TrendTest
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from gradnoise.registration.plan import Matching
+    from gradnoise.base.vocabulary import Matching
 
 Entry = dict[str, Any]
 
@@ -42,7 +42,9 @@ def analyse(study: str) -> None:
         raise InputError(f"{settings.plan}: study.config", plan.study.config, f"must be {study_path(study)}")
     scores = tables.read_table(layout.scores(study), tables.SCORES).to_pandas()
     exposure = tables.read_table(layout.exposure(study), tables.EXPOSURE).to_pandas()
-    matched = match(branch_table(scores, exposure), plan.matching)
+    rule = plan.matching
+    unit = NAMES[settings.blocks[rule.block].task.kind][rule.variable]
+    matched = match(branch_table(scores, exposure), rule, unit)
     frames = {name: _frame(plan, matched, name) for name in plan.matching.names}
 
     deciding = matched.rows[matched.rows["matching"] == "loss"]
@@ -50,10 +52,14 @@ def analyse(study: str) -> None:
     flow = flow_of_runs(plan, settings, scores, at_loss, at_loss - set(frames["loss"]["run_id"]))
     drawn = [row for name in plan.matching.names for row in curves(plan, name, frames[name])]
 
-    _write(study, "matched", tables.MATCHED, matched.rows.to_dict("list"))
-    _write(study, "flow", tables.FLOW, _columns(tables.FLOW, flow))
-    _write(study, "curves", tables.CURVES, _columns(tables.CURVES, drawn))
-    _write(study, "explained", tables.EXPLAINED, _columns(tables.EXPLAINED, _explained(plan, frames)))
+    for table, rows in (
+        (tables.MATCHED, matched.rows.to_dict("records")),
+        (tables.FLOW, flow),
+        (tables.CURVES, drawn),
+        (tables.EXPLAINED, _explained(plan, frames)),
+    ):
+        columns = {column.name: [row[column.name] for row in rows] for column in table.columns}
+        tables.write_table(layout.analysis(study, table.name), table, columns, plan.study.label)
     tests = [run_test(plan, test, frames) for test in plan.tests]
     families, hypotheses = read_hypotheses(plan, tests)
     results = {
@@ -66,6 +72,7 @@ def analyse(study: str) -> None:
             "sha256": plan.sha256,
             "prior_access": plan.study.prior_access,
         },
+        "descriptive": _descriptive(plan),
         "thresholds": _thresholds(plan),
         "matched_points": {name: asdict(point) for name, point in matched.points.items()},
         "tests": tests,
@@ -103,6 +110,13 @@ def _explained(plan: Plan, frames: dict[Matching, pd.DataFrame]) -> list[Entry]:
                 row = {"matching": name, "predictor": predictor, "statistic": "r2_within_seed"}
                 rows.append(row | asdict(found))
     return rows
+
+
+def _descriptive(plan: Plan) -> Entry:
+    """What the figures draw."""
+    outcome = plan.outcome(plan.descriptive.outcome)
+    predictor, rivals = plan.descriptive.predictor, list(plan.descriptive.rivals)
+    return {"score": outcome.score, "unit": outcome.unit, "predictor": predictor, "rivals": rivals}
 
 
 def _thresholds(plan: Plan) -> Entry:
@@ -159,11 +173,3 @@ def _cells(study: Study, scores: pd.DataFrame) -> list[Entry]:
                     }
                 )
     return cells
-
-
-def _columns(table: tables.Table, rows: Sequence[Entry]) -> dict[str, list[object]]:
-    return {column.name: [row[column.name] for row in rows] for column in table.columns}
-
-
-def _write(study: str, name: str, table: tables.Table, columns: Any) -> None:
-    tables.write_table(layout.analysis(study, name), table, columns)

@@ -18,7 +18,7 @@ from gradnoise.registration.plan import AnyTest, Hypothesis, MixedTest, Plan, Sl
 if TYPE_CHECKING:
     import pandas as pd
 
-    from gradnoise.registration.plan import Matching
+    from gradnoise.base.vocabulary import Matching
 
 Entry = dict[str, Any]
 
@@ -109,7 +109,7 @@ def _enough(plan: Plan, seeds: int) -> None:
 def _slope(plan: Plan, test: SlopeTest, frame: pd.DataFrame) -> Entry:
     score = plan.outcome(test.outcome).score
     slope = seed_slopes(
-        frame, score, test.predictor, "seed", alternative=test.alternative, level=plan.intervals.level
+        frame, score, test.predictor, alternative=test.alternative, level=plan.intervals.level
     )
     return {
         "outcome": slope.reading,

@@ -22,34 +22,32 @@ class Explained:
     runs: int
 
 
-def explained(
-    frame: pd.DataFrame, outcome: str, predictor: str, cluster: str = "seed", level: float = 0.95
-) -> Explained | None:
-    """R^2 = S_xy^2 / (S_xx S_yy) after each cluster's mean is taken off both.
+def explained(frame: pd.DataFrame, outcome: str, predictor: str, level: float = 0.95) -> Explained | None:
+    """R^2 = S_xy^2 / (S_xx S_yy) after each seed's mean is taken off both.
 
-    The interval is a delete-one-cluster jackknife: pseudo-values S R^2 - (S - 1) R^2_(-s), their mean and
+    The interval is a delete-one-seed jackknife: pseudo-values S R^2 - (S - 1) R^2_(-s), their mean and
     standard error, t with S - 1 degrees of freedom. It is descriptive, and may reach beyond 0 and 1. A
     predictor that does not vary explains 0, without interval. None when there are no runs or the outcome is
     constant.
     """
     from scipy import stats
 
-    rows = frame[[cluster, outcome, predictor]].dropna()
+    rows = frame[["seed", outcome, predictor]].dropna()
     if rows.empty or np.ptp(rows[outcome].to_numpy(dtype=float)) == 0:
         return None
-    names = rows[cluster].to_numpy()
-    groups = rows.groupby(cluster)
+    names = rows["seed"].to_numpy()
+    groups = rows.groupby("seed")
     x = (rows[predictor] - groups[predictor].transform("mean")).to_numpy(dtype=float)
     y = (rows[outcome] - groups[outcome].transform("mean")).to_numpy(dtype=float)
     # Rounding alone makes no variation.
     if np.abs(x).max() <= 1e-9 * np.abs(rows[predictor].to_numpy(dtype=float)).max():
         return Explained(0.0, None, None, len(rows))
     whole = _r_squared(x, y)
-    clusters = np.unique(names)
-    count = len(clusters)
+    seeds = np.unique(names)
+    count = len(seeds)
     if count < 3:
         return Explained(whole, None, None, len(rows))
-    without = np.array([_r_squared(x[names != name], y[names != name]) for name in clusters])
+    without = np.array([_r_squared(x[names != name], y[names != name]) for name in seeds])
     pseudo = count * whole - (count - 1) * without
     half = stats.t.isf((1 - level) / 2, count - 1) * pseudo.std(ddof=1) / np.sqrt(count)
     return Explained(whole, float(pseudo.mean() - half), float(pseudo.mean() + half), len(rows))

@@ -6,12 +6,11 @@ from typing import TYPE_CHECKING
 
 from gradnoise.base.errors import InputError
 from gradnoise.base.study import Study
+from gradnoise.base.vocabulary import STAGES
 from gradnoise.registration import Plan, run_id
 
 if TYPE_CHECKING:
     import pandas as pd
-
-STAGES = ("planned", "started", "finished", "matched", "excluded", "analysed")
 
 
 def flow_of_runs(

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gradnoise.base.errors import InputError
-from gradnoise.registration.plan import Matching, MatchingRule
+from gradnoise.base.vocabulary import Matching
+from gradnoise.registration.plan import MatchingRule
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -71,8 +72,8 @@ def branch_table(scores: pd.DataFrame, exposure: pd.DataFrame) -> pd.DataFrame:
     return merged.sort_values(["block", "cell", "seed_index", "sequences", "branch"], ignore_index=True)
 
 
-def match(branches: pd.DataFrame, rule: MatchingRule) -> Matched:
-    """Bring every finished run of the rule's block to the matched points.
+def match(branches: pd.DataFrame, rule: MatchingRule, unit: str) -> Matched:
+    """Bring every finished run of the rule's block to the matched points; `unit` is that of `rule.variable`.
 
     loss: between the first two consecutive branches (by sequences) whose `rule.variable` brackets
     `rule.target`, every quantity is interpolated linearly in the logarithm of that variable: with
@@ -86,11 +87,9 @@ def match(branches: pd.DataFrame, rule: MatchingRule) -> Matched:
     """
     import pandas as pd
 
-    if rule.variable not in branches:
-        raise InputError("matching.variable", rule.variable, "must be a score of the runs")
     branches = branches[branches["block"] == rule.block]
     runs = [run for _, run in branches.groupby(["cell", "seed_index"], sort=True)]
-    points: dict[Matching, Point] = {"loss": Point("nats", rule.target, True)}
+    points: dict[Matching, Point] = {"loss": Point(unit, rule.target, True)}
     frames = [_at(run, rule.variable, rule.target).assign(matching="loss") for run in runs]
     for name in rule.also:
         column = "updates" if name == "updates" else "sequences"

@@ -18,10 +18,10 @@ Alternative = Literal["greater", "less", "two-sided"]
 
 @dataclass(frozen=True)
 class Slope:
-    """Mean of the clusters' slopes with its t test.
+    """Mean of the seeds' slopes with its t test.
 
     `p` follows `alternative`; `low` and `high` are the two-sided interval at `level`; `slopes` and
-    `intercepts` hold each cluster's line; `flat` names the clusters that have none, because their runs
+    `intercepts` hold each seed's line; `flat` names the seeds that have none, because their runs
     share one value of the predictor.
     """
 
@@ -51,14 +51,13 @@ def seed_slopes(
     frame: pd.DataFrame,
     outcome: str,
     predictor: str,
-    cluster: str = "seed",
     alternative: Alternative = "two-sided",
     level: float = 0.95,
 ) -> Slope:
-    """Least-squares slope of `outcome` on `predictor` in each cluster, then a one-sample t over clusters.
+    """Least-squares slope of `outcome` on `predictor` in each seed, then a one-sample t over seeds.
 
-    b_s = S_xy / S_xx within cluster s;  t = mean(b) / (sd(b) / sqrt(S)),  df = S - 1. Exact for normal slopes
-    at any S >= 2, also when clusters differ in slope; with balanced data it equals the test of the
+    b_s = S_xy / S_xx within seed s;  t = mean(b) / (sd(b) / sqrt(S)),  df = S - 1. Exact for normal slopes
+    at any S >= 2, also when seeds differ in slope; with balanced data it equals the test of the
     random-slope mixed model. `frame` has one row a run. Raises `InputError` with fewer than 2 slopes.
     """
     from scipy import stats
@@ -67,7 +66,7 @@ def seed_slopes(
     intercepts: dict[object, float] = {}
     flat: list[object] = []
     runs = 0
-    for name, rows in frame.groupby(cluster, sort=True):
+    for name, rows in frame.groupby("seed", sort=True):
         x = rows[predictor].to_numpy(dtype=float)
         y = rows[outcome].to_numpy(dtype=float)
         # Equal doses that differ only by rounding are one dose.
@@ -78,7 +77,7 @@ def seed_slopes(
         slopes[name], intercepts[name] = float(line.slope), float(line.intercept)
         runs += len(x)
     if len(slopes) < 2:
-        raise InputError(cluster, f"{len(slopes)} slopes", "give at least 2 clusters with 2 doses each")
+        raise InputError("seed", f"{len(slopes)} slopes", "give at least 2 seeds with 2 doses each")
     values = np.array(list(slopes.values()))
     test = stats.ttest_1samp(values, 0.0, alternative=alternative)
     df = len(values) - 1

@@ -13,14 +13,19 @@ from gradnoise.base.errors import InputError
 def load(path: Path | str) -> dict[str, object]:
     """Read one YAML 1.2 mapping of plain JSON values.
 
-    Refused with `InputError`: duplicate keys, anchors, aliases, tags, NaN and infinities, dates, keys that
-    are not strings, and a document that is not a mapping.
+    Refused with `InputError`: a file that is missing, cannot be read or is no UTF-8 text; duplicate keys,
+    anchors, aliases, tags, NaN and infinities, dates, keys that are not strings, and a document that is not
+    a mapping.
     """
     path = Path(path)
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
         raise InputError(str(path), "missing", "give the path of an existing YAML file") from error
+    except OSError as error:
+        raise InputError(str(path), error.strerror, "give the path of a YAML file") from error
+    except UnicodeDecodeError as error:
+        raise InputError(str(path), "is no UTF-8 text", "save it as UTF-8") from error
     yaml = YAML(typ="safe", pure=True)
     try:
         for token in yaml.scan(text):
@@ -28,7 +33,9 @@ def load(path: Path | str) -> dict[str, object]:
                 where = f"line {token.start_mark.line + 1}"
                 raise InputError(f"{path}, {where}", "anchor, alias or tag", "write the value out")
         value = yaml.load(text)
-    except YAMLError as error:
+    except InputError:
+        raise
+    except (YAMLError, ValueError, RecursionError) as error:  # also impossible dates and endless nesting
         reason = " ".join(str(error).split())[:300]
         raise InputError(str(path), reason, "mend the YAML") from error
     if not isinstance(value, dict):

@@ -256,7 +256,7 @@ def validated(model: type[M], value: object, where: str) -> M:
 
 
 def write_schemas(folder: Path) -> None:
-    """Write the JSON schemas of `config.yaml` and of a study's settings, for editors and Snakemake."""
+    """Write the JSON schemas of `config.yaml` and of a study's settings, for editors."""
     models: dict[str, type[Strict]] = {"config": Config, "study": Study}
     for name, model in models.items():
         schema = {"$schema": "https://json-schema.org/draft/2020-12/schema", **model.model_json_schema()}

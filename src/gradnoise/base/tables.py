@@ -211,14 +211,17 @@ def write_table(
     path: Path | str,
     table: Table,
     columns: Mapping[str, Sequence[object]] | pa.Table,
+    label: str,
     notes: Mapping[str, str] | None = None,
 ) -> None:
-    """Write `columns` under the schema of `table`, atomically; `notes` become file metadata.
+    """Write `columns` under the schema of `table`, atomically.
+
+    `label`, the study's (REHEARSAL or REGISTERED), and `notes` become file metadata.
 
     Raises `InputError` naming file and column for a missing or unknown column, a value of the wrong type, a
     null where none is allowed, and any NaN or infinity (an absent number is a null).
     """
-    schema = table.schema().with_metadata({"table": table.name, **(notes or {})})
+    schema = table.schema().with_metadata({"table": table.name, "label": label, **(notes or {})})
     given = columns.column_names if isinstance(columns, pa.Table) else list(columns)
     if set(given) != set(schema.names):
         odd = sorted(set(given) ^ set(schema.names))
@@ -250,7 +253,7 @@ def read_table(path: Path | str, table: Table) -> pa.Table:
     """Read a Parquet file and hold it against the schema of `table`.
 
     Raises `InputError` when the file is missing, truncated or corrupt (page checksums are verified), has
-    other columns, or holds a null, NaN or infinity where none is allowed.
+    other columns, carries no label, or holds a null, NaN or infinity where none is allowed.
     """
     path = Path(path)
     if not path.is_file():
@@ -265,8 +268,16 @@ def read_table(path: Path | str, table: Table) -> pa.Table:
         raise InputError(
             str(path), f"columns {rows.schema.names}", f"expected table {table.name}: {table.schema().names}"
         )
+    if b"label" not in (rows.schema.metadata or {}):
+        raise InputError(str(path), "carries no label of its study", "rebuild it with snakemake")
     _check(path, table, rows)
     return rows
+
+
+def label_of(rows: pa.Table) -> str:
+    """The label of its study that a table carries which was read by `read_table`."""
+    label: bytes = rows.schema.metadata[b"label"]
+    return label.decode()
 
 
 def _check(path: Path | str, table: Table, rows: pa.Table) -> None:

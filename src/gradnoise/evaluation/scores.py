@@ -26,21 +26,8 @@ from gradnoise.tasks.stream import Stream
 _BATCH = 1024
 
 
-# Scores and their units by kind of task.
-NAMES = {
-    "pair": {
-        "icl": "accuracy",
-        "iwl": "accuracy",
-        "swap_context": "accuracy",
-        "swap_weights": "accuracy",
-        "validation_loss": "nats",
-    },
-    "text": {"validation_loss": "nats", "bits_per_character": "bits"},
-}
-
-
 class Score(NamedTuple):
-    """A score's value and its standard error over sequences; its unit is in `NAMES`."""
+    """A score's value and its standard error over sequences; its unit is in `evaluation.names`."""
 
     value: float
     stderr: float

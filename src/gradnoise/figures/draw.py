@@ -54,7 +54,7 @@ def draw(study: str) -> None:
             check_rehearsal(caption, f"caption of {spec.name}")
             check_rehearsal(image.decode(), layout.figure(study, spec.name, "svg"))
         notes = {"figure": spec.name, "title": spec.title, "caption": caption, "source_sha256": source}
-        write_table(layout.figure(study, spec.name, "parquet"), module.DATA, data, notes)
+        write_table(layout.figure(study, spec.name, "parquet"), module.DATA, data, results["label"], notes)
         write_bytes(layout.figure(study, spec.name, "svg"), image)
 
 

@@ -11,22 +11,19 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from gradnoise.base.tables import FIGURE_EXPOSURE
+from gradnoise.base.vocabulary import MATCHINGS
 from gradnoise.base.wording import counted, percent
 from gradnoise.figures import names, style
 from gradnoise.figures.matched import (
-    EXPOSURE,
-    EXPOSURE_LABEL,
-    EXPOSURE_MEANING,
-    MATCHINGS,
-    OUTCOME_LABEL,
+    OUTCOMES,
+    PREDICTORS,
     Row,
     condition_legends,
     count,
     limits,
     marks,
     matched_point,
-    point,
-    runs,
+    points,
     scatter,
     to_table,
 )
@@ -39,11 +36,11 @@ _STEP: dict[str, Any] = {"color": style.MUTED, "linewidth": 1.1, "linestyle": (0
 
 def plot_data(tables: Mapping[str, pa.Table], results: Mapping[str, Any]) -> pa.Table:
     """One row a mark: every matched run, and the grid points of the fitted curves."""
+    described = results["descriptive"]
     rows = [
-        point(run, matching, run[EXPOSURE])
+        row
         for matching in MATCHINGS
-        for run in runs(tables["matched"], matching)
-        if EXPOSURE in run
+        for row in points(tables["matched"], matching, described["score"], described["predictor"])
     ]
     rows += [{"mark": curve["curve"], **curve} for curve in tables["curves"].to_pylist()]
     return to_table(rows, DATA.schema())
@@ -68,8 +65,10 @@ def plot(data: pa.Table, results: Mapping[str, Any]) -> Figure:
         )
     for panel in panels[1:]:
         panel.tick_params(labelleft=False)
-    panels[0].set_ylabel(OUTCOME_LABEL)
-    figure.supxlabel(f"Integrated exposure, {EXPOSURE_LABEL}  (squared parameters)", size=8)
+    described = results["descriptive"]
+    exposure = PREDICTORS[described["predictor"]]
+    panels[0].set_ylabel(OUTCOMES[described["score"]].axis)
+    figure.supxlabel(f"Integrated exposure, {exposure.axis}  ({exposure.unit})", size=8)
     condition_legends(legend, marks(data, mark="run"), _fit_handles(data))
     style.tag(figure, results)
     return figure
@@ -114,10 +113,13 @@ def caption(data: pa.Table, results: Mapping[str, Any]) -> str:
         n, seeds = count(marks(data, mark="run", matching=matching))
         behind = f"n = {counted(n, 'run')}, {counted(seeds, 'seed')}" if n else "no run"
         panels.append(f"{matching} ({matched_point(results, matching)}; {behind})")
+    described = results["descriptive"]
+    exposure = PREDICTORS[described["predictor"]]
     return (
-        "Novel-class in-context learning accuracy against the gradient noise that training was exposed to, "
+        f"{OUTCOMES[described['score']].said} against the gradient noise that training was exposed to, "
         f"at matched {panels[0]}, matched {panels[1]} and matched {panels[2]}. "
-        f"Exposure is {EXPOSURE_MEANING}, on a log₁₀ scale. "
+        f"Exposure is {exposure.said} over all updates up to the matched point, in units of "
+        f"{exposure.unit}, on a log₁₀ scale. "
         "Each point is one run: colour shows its learning rate, shape its batch size. "
         f"{_fits_said(data, results)}"
     ).rstrip()

@@ -1,6 +1,5 @@
 """Figure 7: exposure beside its rivals, and how much of the differences within seeds each predicts."""
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,22 +8,19 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from gradnoise.base.tables import FIGURE_CONFOUNDERS
+from gradnoise.base.vocabulary import MATCHINGS
 from gradnoise.base.wording import counted, percent
 from gradnoise.figures import names, style
 from gradnoise.figures.matched import (
-    EXPOSURE,
-    EXPOSURE_LABEL,
-    EXPOSURE_MEANING,
-    MATCHINGS,
-    OUTCOME_LABEL,
+    OUTCOMES,
+    PREDICTORS,
     Row,
     condition_legends,
     count,
     limits,
     marks,
     matched_point,
-    point,
-    runs,
+    points,
     scatter,
     to_table,
 )
@@ -32,56 +28,50 @@ from gradnoise.figures.matched import (
 SPEC = names.CONFOUNDERS
 DATA = FIGURE_CONFOUNDERS
 STATISTIC = "r2_within_seed"
-# Predictor: (title, axis label). A predictor is log10 of the quantity of that name at the matched point.
-PREDICTORS = {
-    EXPOSURE: ("Integrated exposure", EXPOSURE_LABEL),
-    "log10_updates": ("Updates", r"$\log_{10}$ updates"),
-    "log10_sum_lr": ("Sum of learning rates", r"$\log_{10}\,\sum\,\eta$"),
-}
 
 
 def plot_data(tables: Mapping[str, pa.Table], results: Mapping[str, Any]) -> pa.Table:
     """One row a mark: runs at matched loss by predictor, and each predictor's statistic by matching."""
+    predictors, score = _predictors(results), results["descriptive"]["score"]
     rows = [
-        {"predictor": predictor, **point(run, "loss", value)}
-        for predictor in PREDICTORS
-        for run in runs(tables["matched"], "loss")
-        if (value := _predictor(run, predictor)) is not None
+        {"predictor": predictor, **row}
+        for predictor in predictors
+        for row in points(tables["matched"], "loss", score, predictor)
     ]
     rows += [
         {"mark": STATISTIC, **row, "x": row["value"]}
         for row in tables["explained"].to_pylist()
-        if row["statistic"] == STATISTIC and row["predictor"] in PREDICTORS
+        if row["statistic"] == STATISTIC and row["predictor"] in predictors
     ]
     return to_table(rows, DATA.schema())
 
 
-def _predictor(run: Row, predictor: str) -> float | None:
-    if predictor in run:
-        return float(run[predictor])
-    value = run.get(predictor.removeprefix("log10_"))
-    return math.log10(value) if value else None
+def _predictors(results: Mapping[str, Any]) -> list[str]:
+    """The plan's predictor, then its rivals."""
+    return [results["descriptive"]["predictor"], *results["descriptive"]["rivals"]]
 
 
 def plot(data: pa.Table, results: Mapping[str, Any]) -> Figure:
     """A column a predictor: its scatter at matched loss above, its statistic at each matching below."""
     figure = Figure(figsize=(style.WIDTH, 4.5))
-    grid = figure.subplots(2, 4, width_ratios=(1, 1, 1, 0.62), height_ratios=(1, 0.5))
-    points = marks(data, mark="run")
-    for column, (predictor, (title, label)) in enumerate(PREDICTORS.items()):
+    predictors = _predictors(results)
+    panels = len(predictors)
+    grid = figure.subplots(2, panels + 1, width_ratios=(*[1] * panels, 0.62), height_ratios=(1, 0.5))
+    shown = marks(data, mark="run")
+    for column, predictor in enumerate(predictors):
         upper, lower = grid[0, column], grid[1, column]
-        upper.set_title(title)
-        upper.set_xlabel(label)
-        if not scatter(upper, points, marks(data, mark="run", predictor=predictor)):
+        upper.set_title(PREDICTORS[predictor].title)
+        upper.set_xlabel(PREDICTORS[predictor].axis)
+        if not scatter(upper, shown, marks(data, mark="run", predictor=predictor)):
             style.note(upper, "no matched runs")
-        upper.set_ylim(limits([row["y"] for row in points]))
+        upper.set_ylim(limits([row["y"] for row in shown]))
         _statistics(lower, marks(data, mark=STATISTIC, predictor=predictor))
         if column:
             upper.tick_params(labelleft=False)
             lower.tick_params(left=False, labelleft=False)
-    grid[0, 0].set_ylabel(OUTCOME_LABEL)
-    condition_legends(grid[0, 3], points)
-    grid[1, 3].set_axis_off()
+    grid[0, 0].set_ylabel(OUTCOMES[results["descriptive"]["score"]].axis)
+    condition_legends(grid[0, panels], shown)
+    grid[1, panels].set_axis_off()
     style.tag(figure, results)
     return figure
 
@@ -109,14 +99,17 @@ def _statistics(axes: Axes, rows: list[Row]) -> None:
 
 def caption(data: pa.Table, results: Mapping[str, Any]) -> str:
     """What is shown, the target loss and level of the plan, and the runs and seeds behind it."""
-    n, seeds = count(marks(data, mark="run", predictor=EXPOSURE))
+    described = results["descriptive"]
+    exposure = PREDICTORS[described["predictor"]]
+    rivals = ", ".join(PREDICTORS[rival].said for rival in described["rivals"])
+    n, seeds = count(marks(data, mark="run", predictor=described["predictor"]))
     level = results["thresholds"].get("level")
     behind = f"n = {counted(n, 'run')}, {counted(seeds, 'seed')}" if n else "no run"
     return (
-        "Above: novel-class in-context learning accuracy at matched loss "
-        f"({matched_point(results, 'loss')}; {behind}) against integrated exposure and its rivals, the "
-        "number of updates and the sum of learning rates up to the matched point. "
-        f"Exposure is {EXPOSURE_MEANING}. "
+        f"{OUTCOMES[described['score']].said} against integrated exposure and its rivals. "
+        f"Above: runs at matched loss ({matched_point(results, 'loss')}; {behind}). "
+        f"Exposure is {exposure.said} over all updates up to the matched point, in units of {exposure.unit}. "
+        f"Rivals, up to the same point: {rivals or 'none'}. All are on log₁₀ scales. "
         "Colour shows the learning rate, shape the batch size. "
         "Below: share of the variance within seeds that each predicts by itself, at matched loss, updates "
         f"({matched_point(results, 'updates')}) and tokens ({matched_point(results, 'tokens')}), "

@@ -8,13 +8,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from gradnoise.base.tables import FIGURE_FLOW
+from gradnoise.base.vocabulary import STAGES
 from gradnoise.base.wording import number
 from gradnoise.figures import names, style
 from gradnoise.figures.matched import matched_point
 
 SPEC = names.FLOW
 DATA = FIGURE_FLOW
-STAGES = ("planned", "started", "finished", "matched", "excluded", "analysed")
 _BAR = 0.62
 
 

@@ -1,7 +1,8 @@
 """What figures 1 and 7 share: the matched scores as one row a run, and how they are drawn."""
 
+import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 from matplotlib.artist import Artist
@@ -13,12 +14,68 @@ from matplotlib.transforms import ScaledTranslation
 from gradnoise.base.wording import threshold
 from gradnoise.figures import style
 
-MATCHINGS = ("loss", "updates", "tokens")
-OUTCOME = "icl"
-OUTCOME_LABEL = "Novel-class ICL accuracy"
-EXPOSURE = "log10_pne2"
-EXPOSURE_LABEL = r"$\log_{10}\,\sum\,\eta^2\,\mathrm{Tr}(P\,C/B\,P)$"
-EXPOSURE_MEANING = "Σ η² Tr(P C/B P) over all updates up to the matched point, in squared parameter units"
+
+class Predictor(NamedTuple):
+    """How a predictor is called: title of its panel, label of its axis, in a caption; and its unit."""
+
+    title: str
+    axis: str
+    said: str
+    unit: str
+
+
+class Outcome(NamedTuple):
+    """How a score is called: label of its axis, and in a caption."""
+
+    axis: str
+    said: str
+
+
+# Every predictor that a plan can describe; each is log10 of a quantity at the matched point.
+PREDICTORS = {
+    "log10_pne2": Predictor(
+        "Exposure (pne2)",
+        r"$\log_{10}\,\sum\,\eta^2\,\mathrm{Tr}(P\,C/B\,P)$",
+        "Σ η² Tr(P C/B P)",
+        "squared parameters",
+    ),
+    "log10_pne": Predictor(
+        "Exposure (pne)",
+        r"$\log_{10}\,\sum\,\eta\,\mathrm{Tr}(P\,C/B\,P)$",
+        "Σ η Tr(P C/B P)",
+        "learning rate × squared preconditioned gradient",
+    ),
+    "log10_ne": Predictor(
+        "Exposure (ne)",
+        r"$\log_{10}\,\sum\,\eta^2\,\mathrm{Tr}(C/B)$",
+        "Σ η² Tr(C/B)",
+        "squared learning rate × squared gradient",
+    ),
+    "log10_retained": Predictor(
+        "Exposure (retained)",
+        r"$\log_{10}$ retained $\sum\,\eta^2\,\mathrm{Tr}(P\,C/B\,P)$",
+        "Σ η² Tr(P C/B P), less what weight decay has taken of it,",
+        "squared parameters",
+    ),
+    "log10_updates": Predictor("Updates", r"$\log_{10}$ updates", "the number of updates", "updates"),
+    "log10_sequences": Predictor(
+        "Sequences", r"$\log_{10}$ sequences", "the number of sequences", "sequences"
+    ),
+    "log10_sum_lr": Predictor(
+        "Learning-rate sum", r"$\log_{10}\,\sum\,\eta$", "the sum of learning rates", "learning rate"
+    ),
+}
+# Every score that a plan can describe.
+OUTCOMES = {
+    "icl": Outcome("Novel-class ICL accuracy", "Novel-class in-context learning accuracy"),
+    "iwl": Outcome("IWL accuracy", "In-weights learning accuracy"),
+    "swap_context": Outcome("Swap to context", "Share of answers that follow swapped labels"),
+    "swap_weights": Outcome(
+        "Swap to weights", "Share of answers that keep to the weights when labels are swapped"
+    ),
+    "validation_loss": Outcome("Validation loss (nats)", "Validation loss"),
+    "bits_per_character": Outcome("Bits per character", "Validation loss in bits per character"),
+}
 
 Row = dict[str, Any]
 _DOT: Row = {
@@ -30,20 +87,27 @@ _DOT: Row = {
 }
 
 
-def runs(matched: pa.Table, matching: str) -> list[Row]:
-    """Runs that have the outcome at this matched point: identity, condition and one key a quantity."""
+def points(matched: pa.Table, matching: str, score: str, predictor: str) -> list[Row]:
+    """Marks of the plot data: every run that has both at this matched point, with its condition."""
     found: dict[str, Row] = {}
     for row in matched.to_pylist():
         if row["matching"] == matching:
             run = found.setdefault(row["run_id"], {**row})
             run[row["quantity"]] = row["value"]
-    return [run for run in found.values() if OUTCOME in run]
+    identity = ("run_id", "cell", "seed_index", "batch", "learning_rate")
+    return [
+        {"mark": "run", "matching": matching, **{key: run[key] for key in identity}, "x": x, "y": run[score]}
+        for run in found.values()
+        if score in run and (x := _value(run, predictor)) is not None
+    ]
 
 
-def point(run: Row, matching: str, x: float) -> Row:
-    """A run as a mark of the plot data, at `x` and its outcome."""
-    identity = {key: run[key] for key in ("run_id", "cell", "seed_index", "batch", "learning_rate")}
-    return {"mark": "run", "matching": matching, **identity, "x": x, "y": run[OUTCOME]}
+def _value(run: Row, predictor: str) -> float | None:
+    """Exposures are matched as logarithms, amounts as they are."""
+    if predictor in run:
+        return float(run[predictor])
+    amount = run.get(predictor.removeprefix("log10_"))
+    return math.log10(amount) if amount else None
 
 
 def to_table(rows: list[Row], schema: pa.Schema) -> pa.Table:

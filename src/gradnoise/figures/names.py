@@ -21,7 +21,7 @@ EXPOSURE = FigureSpec(
     "figure-01-exposure", "Integrated exposure and in-context learning", ("matched", "curves")
 )
 CONFOUNDERS = FigureSpec(
-    "figure-07-confounders", "Exposure, updates and sum of learning rates", ("matched", "explained")
+    "figure-07-confounders", "Integrated exposure and its rivals", ("matched", "explained")
 )
 FLOW = FigureSpec("figure-12-flow", "Flow of runs", ("flow",))
 

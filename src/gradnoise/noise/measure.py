@@ -15,6 +15,7 @@ from gradnoise.base.tables import (
     NOISE_TENSORS,
     SCORES,
     Table,
+    label_of,
     read_table,
     write_table,
 )
@@ -33,7 +34,8 @@ def measure(study: str) -> None:
     `layout.exposure`, `layout.exposure_tensors` and `layout.scores`.
     """
     scores = _gather(study, "scores", SCORES)
-    write_table(layout.scores(study), SCORES, scores)
+    label = label_of(scores)
+    write_table(layout.scores(study), SCORES, scores, label)
     events = _by_run(_gather(study, "noise_events", NOISE_EVENTS))
     tensors = _by_run(_gather(study, "noise_tensors", NOISE_TENSORS))
     totals: dict[str, list[object]] = defaultdict(list)
@@ -43,8 +45,8 @@ def measure(study: str) -> None:
         run = {name: branch[name] for name in ("run_id", "block", "cell", "seed_index", "branch")}
         _add_totals(totals, run, [Event(**{name: row[name] for name in _FIELDS}) for row in rows])
         _add_tensors(parts, run, rows, _covered(tensors[branch["run_id"]], branch))
-    write_table(layout.exposure(study), EXPOSURE, totals)
-    write_table(layout.exposure_tensors(study), EXPOSURE_TENSORS, parts)
+    write_table(layout.exposure(study), EXPOSURE, totals, label)
+    write_table(layout.exposure_tensors(study), EXPOSURE_TENSORS, parts, label)
 
 
 def _gather(study: str, name: str, table: Table) -> pa.Table:

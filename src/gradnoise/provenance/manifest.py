@@ -6,7 +6,7 @@ from pathlib import Path
 
 from gradnoise.base import layout
 from gradnoise.base.errors import InputError
-from gradnoise.base.files import sha256, write_json
+from gradnoise.base.files import read_json, sha256, write_json
 from gradnoise.provenance.records import file_of, layout_path, producers, read_records
 
 
@@ -14,8 +14,9 @@ def write_manifest(study: str, files: Sequence[str]) -> None:
     """Write the manifest over `files`, all that the study's rules write; the DAG's last rule.
 
     Each file is listed with SHA-256, size, the newest finished record that names these bytes, and that
-    record's own SHA-256. Raises `InputError` naming the first file that is missing, that no finished record
-    accounts for, or that lies in the study's folder although no rule writes it.
+    record's own SHA-256; the label is that of the results. Raises `InputError` naming the first file that is
+    missing, that no finished record accounts for, or that lies in the study's folder although no rule
+    writes it.
     """
     check_stray(study, files)
     wrote = producers(read_records(study))
@@ -38,7 +39,9 @@ def write_manifest(study: str, files: Sequence[str]) -> None:
                 "record_sha256": sha256(layout_path(study, record.id)),
             }
         )
-    write_json(layout.manifest(study), {"study": study, "files": entries})
+    results = read_json(layout.results(study))
+    assert isinstance(results, dict)
+    write_json(layout.manifest(study), {"label": results["label"], "study": study, "files": entries})
 
 
 def check_stray(study: str, files: Sequence[str]) -> None:

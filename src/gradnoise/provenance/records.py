@@ -17,18 +17,17 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Literal
 
 from gradnoise.base import layout, strict_yaml
+from gradnoise.base.environment import LOCK, check_installed, installed
 from gradnoise.base.errors import InputError
 from gradnoise.base.files import canonical_json, full_disk_named, read_json, sha256, sha256_of, write_json
 from gradnoise.base.study import Strict, validated
 from gradnoise.provenance.closure import closure_hashes
 
-LOCK = "requirements.lock"
-# Packages whose version can change a number or a picture.
+# Packages whose installed version is recorded, whatever the phase.
 PACKAGES = (
     *(
         "torch",
@@ -45,13 +44,31 @@ PACKAGES = (
 )
 
 
+class Run(Strict):
+    """A trained run: its name and its place in the design."""
+
+    run_id: str
+    block: str
+    cell: str
+    seed_index: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class Decided:
+    """What decides a job beyond its inputs: settings, the runs it trains, the pinned versions of packages."""
+
+    settings: dict[str, object]
+    runs: tuple[Run, ...]
+    pins: dict[str, str]
+
+
 @dataclass(frozen=True)
 class Job:
     """A job as its command states it; every path is relative to the repository root.
 
-    `module` is the phase's module, from which the code closure starts. `settings` is what decided the job
-    beyond its inputs, `runs` the trained runs (`run_id, block, cell, seed_index, seed`). `plan` and `config`
-    are the files that decided it; None where one has no say.
+    `module` is the phase's module, from which the code closure starts. `plan` is the plan that decided the
+    job; None where it has no say.
     """
 
     phase: str
@@ -60,10 +77,8 @@ class Job:
     module: str
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
-    settings: dict[str, object]
-    runs: tuple[dict[str, object], ...] = ()
+    decided: Decided
     plan: str | None = None
-    config: str | None = None
 
 
 class File(Strict):
@@ -121,8 +136,8 @@ class Record(Strict):
     module: str
     inputs: tuple[File, ...]
     settings: dict[str, object]
-    runs: tuple[dict[str, object], ...]
-    config: Document | None
+    runs: tuple[Run, ...]
+    pins: dict[str, str]
     plan: Document | None
     code: Code
     commit: Commit | None
@@ -139,9 +154,10 @@ class Record(Strict):
 def attempt(job: Job) -> Iterator[Path]:
     """Record the block as one attempt at `job`; gives the path of the record.
 
-    Raises `InputError` when an input is missing, when the block ends without one of the outputs, and when
-    the record cannot be written because the disk is full.
+    Raises `InputError` when a package is not installed in its pinned version, when an input is missing, when
+    the block ends without one of the outputs, and when the record cannot be written because the disk is full.
     """
+    check_installed(job.decided.pins)
     record = _started(job)
     path = layout_path(job.study, record.id)
     processor = _processor_seconds()
@@ -223,9 +239,9 @@ def _started(job: Job) -> Record:
         study=job.study,
         module=job.module,
         inputs=tuple(file_of(path) for path in job.inputs),
-        settings=json.loads(canonical_json(job.settings)),
-        runs=job.runs,
-        config=document_of(job.config) if job.config else None,
+        settings=json.loads(canonical_json(job.decided.settings)),
+        runs=job.decided.runs,
+        pins=job.decided.pins,
         plan=document_of(job.plan) if job.plan else None,
         code=Code(sha256=sha256_of(code), files=code),
         commit=_commit(),
@@ -288,19 +304,12 @@ def _environment() -> Environment:
     return Environment(
         lock_sha256=file_of(LOCK).sha256,
         python=platform.python_version(),
-        packages={name: found for name in PACKAGES if (found := _version(name))},
+        packages={name: found for name in PACKAGES if (found := installed(name))},
         platform=platform.platform(),
         host=platform.node(),
         omp_num_threads=os.environ.get("OMP_NUM_THREADS"),
         slurm_job_id=os.environ.get("SLURM_JOB_ID"),
     )
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
 
 
 def _now() -> str:

@@ -6,19 +6,30 @@ those that were recorded all the way down; otherwise the first break is raised.
 
 import os
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from gradnoise.base import strict_yaml
-from gradnoise.base.errors import InputError
-from gradnoise.base.files import canonical_json, sha256, sha256_of
-from gradnoise.base.study import study_path
-from gradnoise.provenance.closure import code_closure
-from gradnoise.provenance.records import LOCK, Document, File, Record, producers, read_records
+from pydantic import BaseModel
 
-# What would decide a recorded job today, beyond its inputs; None: the whole study configuration decides.
-CurrentSettings = Callable[[Record], dict[str, object] | None]
+from gradnoise.base import layout, strict_yaml
+from gradnoise.base.errors import InputError
+from gradnoise.base.files import canonical_json, read_json, sha256, sha256_of
+from gradnoise.base.study import study_path, validated
+from gradnoise.provenance.closure import code_closure
+from gradnoise.provenance.records import (
+    Decided,
+    Document,
+    File,
+    Record,
+    Run,
+    layout_path,
+    producers,
+    read_records,
+)
+
+# What would decide a recorded job today, beyond its inputs.
+Today = Callable[[Record], Decided]
 
 RESTORE = "restore it (git checkout, dvc pull) or rebuild it with snakemake"
 REBUILD = "rebuild with snakemake, or check out the version that the results belong to"
@@ -49,35 +60,49 @@ class Step:
 class Trace:
     """A traced file and the job that wrote it, with what was checked on the way down.
 
-    `steps` is every job, each once; `documents` the configurations and plans that mean what they meant then;
-    `settings` the number of jobs whose settings were recomputed; `hashed` the number of files hashed.
+    `steps` is every job, each once; `plans` the plans that mean what they meant then; `hashed` the number of
+    files hashed.
     """
 
     file: File
     step: Step
     steps: tuple[Step, ...]
-    documents: tuple[Document, ...]
-    settings: int
+    plans: tuple[Document, ...]
     hashed: int
 
 
-def trace(path: str, root: Path | str = ".", current_settings: CurrentSettings | None = None) -> Trace:
+class _Entry(BaseModel):
+    """What a trace reads of a file's entry in the manifest."""
+
+    record: str
+    record_sha256: str
+
+
+class _Manifest(BaseModel):
+    files: tuple[_Entry, ...]
+
+
+def trace(path: str, today: Today, root: Path | str = ".") -> Trace:
     """Trace one file of a study.
 
     For the file, and then for every input of the job behind it, and so on down: its bytes are those that the
     reading job recorded, and a finished attempt wrote exactly these bytes (of several, the newest counts).
-    For every job: its code closure has the same files with the same bytes; its settings are what
-    `current_settings(record)` gives today, or, where that gives None, its configuration has the same
-    canonical hash; so has its plan; and the lock file of the environment has the same bytes.
+    For every job: its record has the bytes that the manifest lists, if there is one; its code closure has the
+    same files with the same bytes; its plan has the same canonical hash; its settings, its runs with their
+    seeds, and the pins of its packages are what `today(record)` gives.
 
-    `root` is the repository. Raises `InputError` for a path outside `results/` or one that neither exists nor
-    is recorded, and `TraceBreak` for the first thing that differs.
+    `root` is the repository. Raises `InputError` for a path outside `results/`, for evidence (a record, the
+    manifest) and for a path that neither exists nor is recorded, and `TraceBreak` for the first thing that
+    differs.
     """
     relative = Path(os.path.relpath(Path(root, path), root))
     parts = relative.parts
     if len(parts) < 3 or parts[0] != "results":
         raise InputError("path", path, "give a file of a study, such as results/quick/analysis/results.json")
-    tracer = _Tracer(Path(root), parts[1], current_settings)
+    if parts[2] == "provenance":
+        meaning = "is evidence, not a result"
+        raise InputError("path", path, f"{meaning}: give a result, such as {layout.results(parts[1])}")
+    tracer = _Tracer(Path(root), parts[1], today)
     name = relative.as_posix()
     if not Path(root, name).is_file() and name not in tracer.named:
         raise InputError("path", path, "no such file, and no attempt names it")
@@ -87,8 +112,7 @@ def trace(path: str, root: Path | str = ".", current_settings: CurrentSettings |
         file=file,
         step=step,
         steps=tuple(tracer.steps.values()),
-        documents=tuple(tracer.documents.values()),
-        settings=tracer.settings,
+        plans=tuple(tracer.plans.values()),
         hashed=len(tracer.hashes),
     )
 
@@ -96,9 +120,9 @@ def trace(path: str, root: Path | str = ".", current_settings: CurrentSettings |
 class _Tracer:
     """One walk over the records of a study; every file is hashed and every job checked once."""
 
-    def __init__(self, root: Path, study: str, current_settings: CurrentSettings | None) -> None:
+    def __init__(self, root: Path, study: str, today: Today) -> None:
         self.root = root
-        self.current_settings = current_settings
+        self.today = today
         records = read_records(study, root)
         self.wrote = producers(records)
         # The newest finished record of each path, whatever bytes it wrote.
@@ -108,17 +132,20 @@ class _Tracer:
             if record.status == "finished"
             for output in record.outputs
         }
+        manifest = Path(root, layout.manifest(study))
+        entries = validated(_Manifest, read_json(manifest), str(manifest)).files if manifest.is_file() else ()
+        self.listed = {entry.record: entry.record_sha256 for entry in entries}
         self.hashes: dict[str, str] = {}
         self.steps: dict[str, Step] = {}
-        self.documents: dict[str, Document] = {}
-        self.settings = 0
+        self.plans: dict[str, Document] = {}
 
     def step(self, record: Record) -> Step:
         """Check a job, then everything that it read."""
         if record.id not in self.steps:
+            self.check_record(record)
             self.check_code(record)
-            self.check_decisions(record)
-            self.check_lock(record)
+            self.check_plan(record)
+            self.check_decided(record)
             read: dict[str, list[File]] = defaultdict(list)
             sources = []
             for recorded in record.inputs:
@@ -162,6 +189,12 @@ class _Tracer:
             )
         return record
 
+    def check_record(self, record: Record) -> None:
+        """The record has the bytes that the manifest lists; a newer one is not in it."""
+        if record.id in self.listed:
+            path = layout_path(record.study, record.id).as_posix()
+            self.unchanged(path, self.listed[record.id], "the manifest listed it")
+
     def check_code(self, record: Record) -> None:
         """Today's closure has the same files, and each the same bytes."""
         for path, digest in record.code.files.items():
@@ -181,44 +214,42 @@ class _Tracer:
                 meaning = f"not part of the code when {record.id} ran"
                 raise TraceBreak(path, "no file", "a file of the code", meaning, REBUILD)
 
-    def check_decisions(self, record: Record) -> None:
-        """Settings or configuration, and the plan, decide today what they decided then."""
-        where = record.config.path if record.config else study_path(record.study).as_posix()
-        try:
-            settings = self.current_settings(record) if self.current_settings else None
-        except InputError as error:
-            meaning = f"{record.id} cannot be decided by today's settings"
-            raise TraceBreak(where, "its settings", str(error), meaning, REBUILD) from error
-        if settings is None:
-            self.check_document(record, record.config, "configuration")
-        else:
-            self.settings += 1
-            if difference := _first_difference(record.settings, settings):
-                setting, then, now = difference
-                meaning = f"the settings changed since {record.id} ran"
-                raise TraceBreak(f"{where}: {setting}", then, now, meaning, REBUILD)
-        self.check_document(record, record.plan, "plan")
-
-    def check_document(self, record: Record, document: Document | None, what: str) -> None:
-        """A configuration or plan means today what it meant then."""
-        if document is None or document == self.documents.get(document.path):
+    def check_plan(self, record: Record) -> None:
+        """The plan means today what it meant then."""
+        plan = record.plan
+        if plan is None or plan == self.plans.get(plan.path):
             return
-        meaning = f"the {what} changed since {record.id} ran under it"
-        if not Path(self.root, document.path).is_file():
-            raise TraceBreak(document.path, short(document.sha256), "no file", meaning, REBUILD)
-        found = sha256_of(strict_yaml.load(Path(self.root, document.path)))
-        if found != document.sha256:
-            expected = f"canonical {short(document.sha256)}"
-            raise TraceBreak(document.path, expected, f"canonical {short(found)}", meaning, REBUILD)
-        self.documents[document.path] = document
+        expected, meaning = (
+            f"canonical {short(plan.sha256)}",
+            f"the plan changed since {record.id} ran under it",
+        )
+        if not Path(self.root, plan.path).is_file():
+            raise TraceBreak(plan.path, expected, "no file", meaning, REBUILD)
+        try:
+            found = sha256_of(strict_yaml.load(Path(self.root, plan.path)))
+        except InputError as error:
+            raise TraceBreak(plan.path, expected, f"a fault ({error})", meaning, REBUILD) from error
+        if found != plan.sha256:
+            raise TraceBreak(plan.path, expected, f"canonical {short(found)}", meaning, REBUILD)
+        self.plans[plan.path] = plan
 
-    def check_lock(self, record: Record) -> None:
-        """The environment's lock file has the same bytes."""
-        expected = record.environment.lock_sha256
-        found = self.hash(LOCK) if Path(self.root, LOCK).is_file() else None
-        if found != expected:
-            meaning = f"the locked environment changed since {record.id} ran in it"
-            raise TraceBreak(LOCK, short(expected), short(found) if found else "no file", meaning, REBUILD)
+    def check_decided(self, record: Record) -> None:
+        """Settings, runs with their seeds, and pins of packages are today what they were then."""
+        where = study_path(record.study).as_posix()
+        try:
+            today = self.today(record)
+        except InputError as error:
+            meaning = "today's study does not give this job"
+            raise TraceBreak(record.id, "its settings", f"a fault ({error})", meaning, REBUILD) from error
+        for before, prefix, then, now in (
+            ("the settings changed", f"{where}: ", record.settings, today.settings),
+            ("today's plan gives other runs", "run ", _by_place(record.runs), _by_place(today.runs)),
+            ("another version is pinned", "package ", record.pins, today.pins),
+        ):
+            if difference := _first_difference(then, now):
+                name, expected, found = difference
+                meaning = f"{before} since {record.id} ran"
+                raise TraceBreak(f"{prefix}{name}", expected, found, meaning, REBUILD)
 
     def hash(self, path: str) -> str:
         """SHA-256 of a file of the repository, taken once."""
@@ -227,8 +258,15 @@ class _Tracer:
         return self.hashes[path]
 
 
-def _first_difference(then: dict[str, object], now: dict[str, object]) -> tuple[str, str, str] | None:
-    """The first setting that differs, with both values; None if none does."""
+def _by_place(runs: Iterable[Run]) -> dict[str, object]:
+    """Name and seed of each run, by block, cell and seed index."""
+    return {
+        f"{run.block}/{run.cell} #{run.seed_index}": {"seed": run.seed, "run_id": run.run_id} for run in runs
+    }
+
+
+def _first_difference(then: Mapping[str, object], now: Mapping[str, object]) -> tuple[str, str, str] | None:
+    """The first value that differs, with both values; None if none does."""
     before, after = dict(_flat(then)), dict(_flat(now))
     for name in sorted(before.keys() | after.keys()):
         if before.get(name, "absent") != after.get(name, "absent"):
@@ -237,8 +275,8 @@ def _first_difference(then: dict[str, object], now: dict[str, object]) -> tuple[
 
 
 def _flat(value: object, name: str = "") -> Iterator[tuple[str, str]]:
-    """Settings as dotted names with canonical JSON values."""
-    if isinstance(value, dict) and value:
+    """Nested values as dotted names with canonical JSON values."""
+    if isinstance(value, Mapping) and (value or not name):
         for key, item in value.items():
             yield from _flat(item, f"{name}.{key}" if name else str(key))
     else:

@@ -8,20 +8,26 @@ from rich.console import Console
 from rich.text import Text
 from rich.tree import Tree
 
-from gradnoise.provenance.records import LOCK, File, Record
+from gradnoise.base.environment import LOCK
+from gradnoise.base.study import study_path
+from gradnoise.provenance.records import File, Record, Run
 from gradnoise.provenance.trace import Step, Trace, short
 
 
-def show(trace: Trace, console: Console | None = None) -> None:
-    """Print the tree of jobs behind a file, then plan and configuration, seeds, code and environment."""
+def show(trace: Trace, label: str, console: Console | None = None) -> None:
+    """Print the study with its label, the tree of jobs behind a file, then what decided them and ran them.
+
+    What follows the tree: configuration, plan, seeds, code and environment.
+    """
     console = console or Console(highlight=False)
     if not console.is_terminal:
         console.width = 10_000  # a file or a pipe gets whole lines
+    console.print(Text.assemble((label, "bold"), f"  study {trace.step.record.study}"))
     tree = Tree(_with_path(trace.file))
     _grow(tree, trace.step, (), set())
     console.print(tree)
     for topic, line in _summary(trace):
-        console.print(Text.assemble((f"{topic:<13}", "bold"), line))
+        console.print(Text.assemble((f"{topic:<15}", "bold"), line))
 
 
 def _grow(tree: Tree, step: Step, used: Sequence[File], seen: set[str]) -> None:
@@ -30,7 +36,7 @@ def _grow(tree: Tree, step: Step, used: Sequence[File], seen: set[str]) -> None:
     job = record.name if record.name == record.phase else f"{record.phase} {record.name}"
     label = Text.assemble((job, "bold"), f"  attempt {record.attempt}")
     if record.runs:
-        label.append(f"  seeds {_ranges(_seed(run) for run in record.runs)}")
+        label.append(f"  seeds {_ranges(run.seed_index for run in record.runs)}")
     for file in used:
         label.append(f"  {Path(file.path).name} {short(file.sha256)}")
     if record.id in seen:
@@ -47,16 +53,17 @@ def _grow(tree: Tree, step: Step, used: Sequence[File], seen: set[str]) -> None:
 def _summary(trace: Trace) -> Iterator[tuple[str, str]]:
     """Lines of (topic, what was found)."""
     records = [step.record for step in trace.steps]
-    for document in trace.documents:
-        yield "decided by", f"{document.path}  canonical {short(document.sha256)}"
-    if trace.settings:
-        yield "settings", f"of {trace.settings} jobs recomputed: the same"
-    seeds: dict[str, dict[str, int]] = defaultdict(dict)
+    yield "configuration", f"{study_path(records[0].study)}: gives each job the settings that it ran with"
+    for plan in trace.plans:
+        yield "plan", f"{plan.path}  canonical {short(plan.sha256)}"
+    blocks: dict[str, list[Run]] = defaultdict(list)
     for record in records:
         for run in record.runs:
-            seeds[str(run["block"])][str(run["run_id"])] = _seed(run)
-    for block, runs in sorted(seeds.items()):
-        yield "seeds", f"{block} {_ranges(runs.values())} ({len(runs)} runs)"
+            blocks[run.block].append(run)
+    for block, runs in sorted(blocks.items()):
+        seeds = {run.seed_index: run.seed for run in runs}
+        listed = ", ".join(str(seed) for _, seed in sorted(seeds.items()))
+        yield "seeds", f"{block} {_ranges(seeds)}: {listed} ({len(runs)} runs)"
     for line in sorted({_commit(record) for record in records}):
         yield "code", line
     for line in sorted({_environment(record) for record in records}):
@@ -79,10 +86,6 @@ def _environment(record: Record) -> str:
 
 def _with_path(file: File) -> Text:
     return Text(f"{file.path}  {short(file.sha256)}")
-
-
-def _seed(run: dict[str, object]) -> int:
-    return int(str(run["seed_index"]))
 
 
 def _ranges(numbers: Iterable[int]) -> str:

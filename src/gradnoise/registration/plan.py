@@ -14,6 +14,8 @@ from gradnoise.base import strict_yaml
 from gradnoise.base.errors import InputError
 from gradnoise.base.files import sha256_of
 from gradnoise.base.study import Block, Strict, Study, validated
+from gradnoise.base.vocabulary import LABELS, Matching
+from gradnoise.evaluation.names import NAMES
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$")]
 Text = Annotated[str, Field(min_length=1)]
@@ -21,7 +23,6 @@ Text = Annotated[str, Field(min_length=1)]
 Number = Annotated[float, Field(strict=True)]
 Positive = Annotated[float, Field(gt=0, strict=True)]
 Share = Annotated[float, Field(gt=0, lt=1, strict=True)]
-Matching = Literal["loss", "updates", "tokens"]
 Definition = Literal["pne", "pne2", "ne", "retained"]
 
 # What a test may be read as. A test that is only reported has no reading, so no rule can rest on it.
@@ -45,7 +46,7 @@ class About(Strict):
     @property
     def label(self) -> str:
         """The word that every number of the study carries."""
-        return self.kind.upper()
+        return LABELS[self.kind]
 
 
 class Seeds(Strict):
@@ -259,12 +260,12 @@ def _faults(plan: Plan, study: Study) -> Iterable[Fault]:
     for field in ("outcomes", "tests", "hypotheses", "families"):
         yield from _repeated(field, [item.id for item in getattr(plan, field)])
     for outcome in plan.outcomes:
-        if outcome.block not in study.blocks:
-            yield f"outcomes.{outcome.id}.block", outcome.block, f"must be one of {sorted(study.blocks)}"
+        yield from _score_faults(study, outcome)
     if plan.matching.block not in study.blocks:
         yield "matching.block", plan.matching.block, f"must be one of {sorted(study.blocks)}"
         return
     block = study.blocks[plan.matching.block]
+    yield from _unknown("matching.variable", [plan.matching.variable], list(NAMES[block.task.kind]))
     if block.seeds < plan.seeds.minimum:
         yield "seeds.minimum", plan.seeds.minimum, f"block {plan.matching.block} has {block.seeds} seeds"
     yield from _repeated("matching.also", plan.matching.also)
@@ -280,6 +281,16 @@ def _repeated(field: str, names: Iterable[str]) -> Iterable[Fault]:
     names = list(names)
     for name in sorted({name for name in names if names.count(name) > 1}):
         yield field, name, "must appear once"
+
+
+def _score_faults(study: Study, outcome: Outcome) -> Iterable[Fault]:
+    where = f"outcomes.{outcome.id}"
+    yield from _unknown(f"{where}.block", [outcome.block], sorted(study.blocks))
+    if outcome.block in study.blocks:
+        units = NAMES[study.blocks[outcome.block].task.kind]
+        yield from _unknown(f"{where}.score", [outcome.score], list(units))
+        if outcome.unit != units.get(outcome.score, outcome.unit):
+            yield f"{where}.unit", outcome.unit, f"must be {units[outcome.score]}"
 
 
 def _predictors(plan: Plan) -> list[str]:

@@ -17,10 +17,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from gradnoise.base import layout, wording
 from gradnoise.base.errors import InputError
 from gradnoise.base.files import read_json, write_bytes
+from gradnoise.base.vocabulary import MATCHINGS, STAGES
 from gradnoise.figures.names import SPECS, FigureSpec
 
-MATCHINGS = ("loss", "updates", "tokens")
-STAGES = ("planned", "started", "finished", "matched", "excluded", "analysed")
 KINDS = {
     "slope": "slope within seeds, t test over seeds",
     "mixed": "mixed model, restricted maximum likelihood",

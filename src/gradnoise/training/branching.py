@@ -15,7 +15,8 @@ import torch
 
 from gradnoise.base.streams import generator
 from gradnoise.base.study import Block, Cell
-from gradnoise.evaluation.scores import NAMES, scores
+from gradnoise.evaluation.names import NAMES
+from gradnoise.evaluation.scores import scores
 from gradnoise.models.decoder import Decoder
 from gradnoise.tasks.stream import Stream
 from gradnoise.training import checkpoint

@@ -11,6 +11,7 @@ from gradnoise.base import layout
 from gradnoise.base.files import sha256, sha256_of
 from gradnoise.base.study import Block, TextTask, load_study
 from gradnoise.base.tables import NOISE_EVENTS, NOISE_TENSORS, SCORES, TRAJECTORY, write_table
+from gradnoise.base.vocabulary import study_label
 from gradnoise.tasks.stream import stream
 from gradnoise.training.branching import Log, run
 from gradnoise.training.settings import job_runs, job_settings
@@ -53,13 +54,13 @@ def train(
             advance,
         )
         logs.append((member, log))
-    _write(study, chosen, (block, cell, chunk), logs)
+    _write(study, chosen, (block, cell, chunk), logs, study_label(settings))
     for checkpoint in scratch:
         checkpoint.unlink()
 
 
 def _write(
-    study: str, block: Block, job: tuple[str, str, str], logs: list[tuple[dict[str, Any], Log]]
+    study: str, block: Block, job: tuple[str, str, str], logs: list[tuple[dict[str, Any], Log]], label: str
 ) -> None:
     cell = block.cell(job[1])
     identity = ("run_id", "block", "cell", "seed_index")
@@ -77,4 +78,4 @@ def _write(
     for name, schema in zip(layout.RUN_TABLES, schemas, strict=True):
         rows = tables[name]
         columns = {column.name: [row[column.name] for row in rows] for column in schema.columns}
-        write_table(layout.run(study, *job, name), schema, columns)
+        write_table(layout.run(study, *job, name), schema, columns, label)

@@ -83,7 +83,7 @@ def write_study_tables(folder: Path | str, scores: Rows, exposure: Rows) -> None
         (layout.exposure("quick"), tables.EXPOSURE, exposure),
     ):
         columns = {column.name: [row[column.name] for row in rows] for column in table.columns}
-        tables.write_table(Path(folder) / path, table, columns)
+        tables.write_table(Path(folder) / path, table, columns, "REHEARSAL")
 
 
 def _branches(block: Block, cell: Cell) -> Iterator[tuple[str, int]]:

@@ -71,6 +71,13 @@ def test_it_finds_what_was_put_in(results: Results) -> None:
 def test_every_number_of_the_plan_is_reported_as_registered(results: Results) -> None:
     tests = by_id(results["tests"])
     assert results["label"] == "REHEARSAL"
+    assert results["descriptive"] == {
+        "score": "icl",
+        "unit": "accuracy",
+        "predictor": "log10_pne2",
+        "rivals": ["log10_pne", "log10_updates", "log10_sum_lr"],
+    }
+    assert results["matched_points"]["loss"]["unit"] == "nats"
     assert results["thresholds"]["margin"] == 0.05
     assert results["thresholds"]["target_loss"] == 0.05
     assert tests["icl-trend"]["details"]["draws"] == 999
@@ -143,7 +150,8 @@ def diverge(row: Results) -> None:
     ("lost", "started", "finished", "seeds"),
     [
         pytest.param(lambda row: row["seed_index"] > 1, 32, 14, 2, id="three seeds diverge"),
-        pytest.param(lambda row: row["block"] == "race", 32, 2, 0, id="every run diverges"),
+        pytest.param(lambda row: row["block"] == "race", 32, 2, 0, id="every run of the block diverges"),
+        pytest.param(lambda row: True, 32, 0, 0, id="every run of the study diverges"),
     ],
 )
 def test_too_few_seeds_decide_nothing(

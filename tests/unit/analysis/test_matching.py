@@ -51,7 +51,7 @@ def tables_of(
 
 
 def at(runs: dict[tuple[str, int], list[Branch]], matching: str, pne2: float = 1e-3) -> pd.DataFrame:
-    return match(branch_table(*tables_of(runs, pne2)), RULE).wide(matching)  # type: ignore[arg-type]
+    return match(branch_table(*tables_of(runs, pne2)), RULE, "nats").wide(matching)  # type: ignore[arg-type]
 
 
 A, B = ("b016-lr0.002", 0), ("b064-lr0.002", 0)
@@ -86,7 +86,7 @@ def test_runs_that_do_not_bracket_the_loss_are_not_matched_there() -> None:
 
 def test_at_updates_the_smallest_largest_branch_is_used_as_it_is() -> None:
     runs = {A: [(96, 1536, 0.5, 0.2), (192, 3072, 0.1, 0.4)], B: [(48, 3072, 0.5, 0.1), (96, 6144, 0.1, 0.3)]}
-    found = match(branch_table(*tables_of(runs)), RULE)
+    found = match(branch_table(*tables_of(runs)), RULE, "nats")
     assert (found.points["updates"].value, found.points["updates"].interpolated) == (96, False)
     assert list(found.wide("updates")["icl"]) == [0.2, 0.3]
     assert list(found.wide("updates")["updates"]) == [96, 96]
@@ -96,14 +96,14 @@ def test_at_updates_the_smallest_largest_branch_is_used_as_it_is() -> None:
 
 def test_at_updates_without_a_common_branch_it_is_interpolated_and_said() -> None:
     runs = {A: [(50, 800, 0.5, 0.2), (200, 3200, 0.1, 0.6)], B: [(25, 1600, 0.5, 0.1), (100, 6400, 0.1, 0.3)]}
-    found = match(branch_table(*tables_of(runs)), RULE)
+    found = match(branch_table(*tables_of(runs)), RULE, "nats")
     assert (found.points["updates"].value, found.points["updates"].interpolated) == (100, True)
     assert found.wide("updates")["icl"].iloc[0] == pytest.approx(0.4)  # 100 is halfway from 50 to 200 in log
 
 
 def test_a_diverged_run_is_matched_nowhere_and_does_not_move_the_point() -> None:
     runs = {A: [(96, 1536, 0.5, 0.2), (192, 3072, 0.02, 0.4)], B: [(48, 3072, 0.5, 0.1), (96, 6144, None, 0)]}
-    found = match(branch_table(*tables_of(runs)), RULE)
+    found = match(branch_table(*tables_of(runs)), RULE, "nats")
     assert set(found.rows["cell"]) == {A[0]}
     assert found.points["updates"].value == 192
 
@@ -115,7 +115,7 @@ def test_an_exposure_without_logarithm_is_left_out_alone() -> None:
 
 
 def test_no_finished_run_gives_empty_tables() -> None:
-    found = match(branch_table(*tables_of({A: [(50, 800, 0.5, 0.2)], B: [(50, 800, None, 0)]})), RULE)
+    found = match(branch_table(*tables_of({A: [(50, 800, 0.5, 0.2)], B: [(50, 800, None, 0)]})), RULE, "nats")
     assert found.wide("loss").empty
     scores, exposure = tables_of({A: [(50, 800, 0.5, 0.2)]})
     with pytest.raises(InputError, match="given twice"):

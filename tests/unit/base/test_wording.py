@@ -63,7 +63,26 @@ def test_thresholds_are_printed_as_the_plan_has_them() -> None:
         "an unfalsified claim",
         "the arms are equivalent",
         "proven",
+        "this does not prove it",
         "this supports the hypothesis",
+        "the runs support our second hypothesis",
+        "support for H1",
+        "H1 was rejected",
+        "which rejects the null",
+        "the hypothesis is supported",
+        "H3 is unsupported",
+        "we accept H1",
+        "H1 is accepted",
+        "the effect is validated",
+        "the study validates H4",
+        "this demonstrates that noise helps",
+        "a demonstration of the effect",
+        "it is well-established",
+        "this establishes the rule",
+        "strong evidence for H1",
+        "no evidence against it",
+        "equivalence was shown",
+        "equivalence is shown",
     ],
 )
 def test_words_of_the_registered_study_are_refused(text: str) -> None:
@@ -73,5 +92,7 @@ def test_words_of_the_registered_study_are_refused(text: str) -> None:
 
 def test_plain_words_pass() -> None:
     check_rehearsal(
-        "Condition met; improved; three significand bits; an equivalence margin; supports H.", "text"
+        "Condition met; improved; three significand bits; an equivalence margin; validation loss; "
+        "known classes without support in the context; it speaks neither for nor against a hypothesis.",
+        "text",
     )

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from gradnoise.base.study import PairTask
-from gradnoise.evaluation.scores import NAMES, scores
+from gradnoise.evaluation.names import NAMES
+from gradnoise.evaluation.scores import scores
 from gradnoise.tasks.pair import PairStream
 
 TASK = PairTask(

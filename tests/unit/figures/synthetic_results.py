@@ -10,13 +10,13 @@ import numpy as np
 from gradnoise.base import layout
 from gradnoise.base.files import write_json
 from gradnoise.base.tables import CURVES, EXPLAINED, FLOW, MATCHED, write_table
+from gradnoise.base.vocabulary import STAGES
 
 BATCHES = (16, 64, 256)
 RATES = (0.002, 0.008)
 SEEDS = 5
 POINTS = {"loss": ("nats", 0.05), "updates": ("updates", 96.0), "tokens": ("sequences", 9216.0)}
 PREDICTORS = ("log10_pne2", "log10_updates", "log10_sum_lr")
-STAGES = ("planned", "started", "finished", "matched", "excluded", "analysed")
 
 Rows = list[dict[str, Any]]
 
@@ -128,6 +128,12 @@ def make_results(flow: Rows, label: str) -> dict[str, Any]:
             "path": "preregistration/rehearsal.yaml",
             "sha256": "0123456789abcdef" * 4,
             "prior_access": "pilot",
+        },
+        "descriptive": {
+            "score": "icl",
+            "unit": "accuracy",
+            "predictor": PREDICTORS[0],
+            "rivals": list(PREDICTORS[1:]),
         },
         "thresholds": {
             "target_loss": 0.05,
@@ -253,7 +259,7 @@ def write_study(
     }
     for table, rows in contents.items():
         columns = {column.name: [row[column.name] for row in rows] for column in table.columns}
-        write_table(Path(layout.analysis("quick", table.name)), table, columns)
+        write_table(Path(layout.analysis("quick", table.name)), table, columns, label)
     results = make_results(flow, label)
     write_json(layout.results("quick"), results)
     return results

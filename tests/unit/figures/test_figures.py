@@ -7,7 +7,7 @@ import xml.etree.ElementTree as ElementTree
 from contextlib import chdir
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, get_args
 
 import matplotlib
 import pyarrow as pa
@@ -15,13 +15,17 @@ import pyarrow.parquet as pq
 import pytest
 from tests.unit.figures.synthetic_results import write_study
 
+from gradnoise.analysis.matching import AMOUNTS
 from gradnoise.base import layout, tables
 from gradnoise.base.errors import InputError
 from gradnoise.base.files import read_json, sha256, sha256_of
 from gradnoise.base.tables import read_table
+from gradnoise.evaluation.names import NAMES
 from gradnoise.figures import draw as drawing
 from gradnoise.figures import figure_01_exposure, figure_07_confounders, figure_12_flow
+from gradnoise.figures.matched import OUTCOMES, PREDICTORS
 from gradnoise.figures.names import FIGURE_NAMES, SPECS
+from gradnoise.registration.plan import Definition
 
 SOURCES = {table.name: table for table in (tables.MATCHED, tables.CURVES, tables.EXPLAINED, tables.FLOW)}
 
@@ -106,6 +110,7 @@ def test_files_say_what_they_show_and_where_it_came_from(drawn: Path, spec: Any)
     }
     hashes = {name: sha256(layout.analysis("quick", name)) for name in spec.tables}
     assert notes["figure"] == spec.name
+    assert notes["label"] == "REHEARSAL"
     assert notes["source_sha256"] == sha256_of(hashes)
     svg = Path(layout.figure("quick", spec.name, "svg")).read_text()
     said = {node.tag.split("}")[1]: (node.text or "") for node in parsed(svg).iter()}
@@ -160,6 +165,35 @@ def test_captions_take_thresholds_from_the_plan_and_n_from_the_data(tmp_path: Pa
         if module is not figure_12_flow:
             assert "n = 24 runs, 4 seeds" in caption
             assert "90%" in caption
+
+
+def test_outcome_and_predictors_are_those_of_the_plan(tmp_path: Path) -> None:
+    """Another score, another exposure and one rival: no other run is drawn and no other name is said."""
+    for module, marks in ((figure_01_exposure, 90), (figure_07_confounders, 2 * 30)):
+        _, results = made(module, tmp_path)
+        results["descriptive"] = {"score": "iwl", "predictor": "log10_ne", "rivals": ["log10_sum_lr"]}
+        with chdir(tmp_path):
+            given = {
+                name: read_table(layout.analysis("quick", name), SOURCES[name]) for name in module.SPEC.tables
+            }
+        new = {"icl": "iwl", "log10_pne2": "log10_ne"}
+        quantities = [new.get(name, name) for name in given["matched"]["quantity"].to_pylist()]
+        place = given["matched"].schema.get_field_index("quantity")
+        given["matched"] = given["matched"].set_column(place, "quantity", pa.array(quantities))
+        data = module.plot_data(given, results)
+        assert sum(row["mark"] == "run" for row in data.to_pylist()) == marks
+        said = words(redraw(module, data, results)) + module.caption(data, results)
+        assert "IWL accuracy" in said
+        assert "In-weights learning accuracy" in said
+        assert "Σ η² Tr(C/B) over all updates" in said
+        assert "ICL" not in said
+        assert "Updates" not in said
+
+
+def test_every_score_and_predictor_of_a_plan_can_be_drawn() -> None:
+    assert OUTCOMES.keys() == {name for names in NAMES.values() for name in names}
+    exposures = {f"log10_{definition}" for definition in get_args(Definition)}
+    assert PREDICTORS.keys() == exposures | {f"log10_{amount}" for amount in AMOUNTS}
 
 
 def test_a_study_without_matched_runs_says_so(tmp_path: Path) -> None:

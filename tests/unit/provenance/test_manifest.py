@@ -24,6 +24,7 @@ pytestmark = pytest.mark.usefixtures("study")
 def test_every_file_is_listed_with_its_hash_and_its_record() -> None:
     write_manifest("fake", [*reversed(FILES), layout.manifest("fake")])
     manifest = json.loads(Path(layout.manifest("fake")).read_text())
+    assert manifest["label"] == "REHEARSAL"
     assert [entry["path"] for entry in manifest["files"]] == FILES
     figure = manifest["files"][2]
     record = Path(layout.attempts("fake"), "draw-dose-0001.json")

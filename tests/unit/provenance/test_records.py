@@ -9,15 +9,17 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 
+from gradnoise.base.environment import pins
 from gradnoise.base.errors import InputError
 from gradnoise.base.files import sha256
 from gradnoise.base.tables import FLOW, write_table
 from gradnoise.provenance.closure import closure_sha256
-from gradnoise.provenance.records import Job, attempt, read_records
+from gradnoise.provenance.records import Decided, Job, attempt, read_records
 
 ATTEMPTS = Path("results/fake/provenance/attempts")
 Maker = Callable[..., Job]
@@ -37,14 +39,13 @@ def git(*arguments: str) -> str:
 
 def test_a_finished_attempt_says_what_went_in_what_ran_and_what_came_out(make_job: Maker) -> None:
     table = "results/fake/analysis/flow.parquet"
-    run = {"run_id": "r0", "block": "race", "cell": "b016", "seed_index": 0, "seed": 7}
-    job = make_job(inputs=("config/fake.yaml",), outputs=(table,), runs=(run,))
+    job = make_job(name="race/b016/s00-00", inputs=("config/fake.yaml",), outputs=(table,))
     with attempt(job) as path:
         started = read(path)
         columns = {"block": ["race"] * 2, "cell": ["b"] * 2, "stage": ["planned", "started"], "runs": [5, 5]}
-        write_table(table, FLOW, columns)
+        write_table(table, FLOW, columns, "REHEARSAL")
     record = read(path)
-    assert path == ATTEMPTS / "train-race-b016-s00-04-0001.json"
+    assert path == ATTEMPTS / "train-race-b016-s00-00-0001.json"
     assert started["status"] == "started"
     assert started["outputs"] == []
     assert record["status"] == "finished"
@@ -52,7 +53,9 @@ def test_a_finished_attempt_says_what_went_in_what_ran_and_what_came_out(make_jo
     output = {"path": table, "sha256": sha256(table), "size": os.path.getsize(table), "rows": 2}
     assert record["outputs"] == [output]
     assert record["settings"] == {"width": 8}
+    run = {"run_id": "r0", "block": "race", "cell": "b016", "seed_index": 0, "seed": 100}
     assert record["runs"] == [run]
+    assert record["pins"] == pins(("torch", "pyarrow"))
     assert record["code"]["files"]["src/gradnoise/base/layout.py"] == sha256("src/gradnoise/base/layout.py")
     assert record["environment"]["lock_sha256"] == sha256("requirements.lock")
     assert record["environment"]["python"] == ".".join(map(str, sys.version_info[:3]))
@@ -67,14 +70,37 @@ def test_a_finished_attempt_says_what_went_in_what_ran_and_what_came_out(make_jo
     }
 
 
-def test_a_comment_in_configuration_or_plan_does_not_change_their_hash(perform: Performer) -> None:
+def test_a_comment_in_the_plan_does_not_change_its_hash(perform: Performer) -> None:
     first = read(perform())
-    Path("config/fake.yaml").write_text("blocks:\n  race:\n    width: 8  # the same\n")
+    Path("preregistration/plan.yaml").write_text("# the same\nfirst_seed:   100\n")
     second = read(perform())
-    Path("config/fake.yaml").write_text("blocks: {race: {width: 9}}\n")
-    third = read(perform())
-    assert first["config"] == second["config"] != third["config"]
-    assert first["plan"] == third["plan"]
+    Path("preregistration/plan.yaml").write_text("first_seed: 200\n")
+    assert first["plan"] == second["plan"] != read(perform())["plan"]
+
+
+@pytest.mark.parametrize(
+    ("pinned", "said"),
+    [
+        ({"pandas": "0.0.1"}, rf"^pandas: {version('pandas')} installed: the study needs 0.0.1: "),
+        ({"no-such-package": "1.0"}, "^no-such-package: not installed: the study needs 1.0: "),
+    ],
+)
+def test_another_version_than_the_pinned_one_does_no_work(
+    pinned: dict[str, str], said: str, make_job: Maker
+) -> None:
+    job = make_job(decided=Decided(settings={}, runs=(), pins=pinned))
+    with pytest.raises(InputError, match=said), attempt(job):
+        raise AssertionError("the work was begun")
+    assert not ATTEMPTS.exists()
+
+
+def test_builds_of_the_pinned_version_are_that_version(
+    make_job: Maker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gradnoise.base.environment.version", lambda name: "2.13.0+cpu")
+    with attempt(make_job(outputs=(), decided=Decided({}, (), {"torch": "2.13.0"}))) as path:
+        pass
+    assert read(path)["status"] == "finished"
 
 
 def test_attempts_are_append_only(perform: Performer) -> None:
@@ -96,7 +122,8 @@ def test_a_deleted_record_does_not_free_the_numbers_below_the_newest(perform: Pe
 
 def test_jobs_that_start_together_never_share_a_record(make_job: Maker) -> None:
     def run(number: int) -> str:
-        with attempt(make_job(outputs=(), settings={"number": number})) as path:
+        decided = Decided(settings={"number": number}, runs=(), pins={})
+        with attempt(make_job(outputs=(), decided=decided)) as path:
             return path.name
 
     with ThreadPoolExecutor(8) as pool:
@@ -138,7 +165,7 @@ def test_a_missing_input_is_named_before_anything_is_recorded(make_job: Maker) -
 def test_a_killed_job_leaves_the_record_of_its_start(make_job: Maker) -> None:
     script = (
         "import sys, time\n"
-        "from gradnoise.provenance.records import Job, attempt\n"
+        "from gradnoise.provenance.records import Decided, Job, Run, attempt\n"
         f"with attempt({make_job()!r}):\n"
         "    print('running', flush=True)\n"
         "    time.sleep(60)\n"
@@ -195,7 +222,8 @@ def test_the_commit_is_recorded_and_dirty_means_anything_but_results(perform: Pe
     head = git("rev-parse", "HEAD")
     Path("results/fake/figure.svg").write_text("new")
     assert read(perform())["commit"] == {"sha": head, "dirty": False}
-    Path("config/fake.yaml").write_text("blocks: {}\n")
+    with Path("requirements.lock").open("a") as handle:
+        handle.write("# another\n")
     assert read(perform())["commit"] == {"sha": head, "dirty": True}
 
 

@@ -7,11 +7,14 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
+from tests.unit.provenance.conftest import today
 
+from gradnoise.base import layout
 from gradnoise.base.errors import InputError
-from gradnoise.base.files import sha256
-from gradnoise.provenance.records import Record
-from gradnoise.provenance.trace import Trace, TraceBreak, trace
+from gradnoise.base.files import sha256, write_json
+from gradnoise.provenance.manifest import write_manifest
+from gradnoise.provenance.records import Decided, Record
+from gradnoise.provenance.trace import Today, Trace, TraceBreak, trace
 from gradnoise.provenance.tree import show
 
 FIGURE = "results/fake/figures/dose.svg"
@@ -23,13 +26,13 @@ pytestmark = pytest.mark.usefixtures("study")
 
 def shown(found: Trace) -> str:
     stream = io.StringIO()
-    show(found, Console(file=stream, width=80, highlight=False))
+    show(found, "REHEARSAL", Console(file=stream, width=80, highlight=False))
     return stream.getvalue()
 
 
-def broken(path: str = FIGURE, **options: object) -> TraceBreak:
+def broken(path: str = FIGURE, now: Today = today) -> TraceBreak:
     with pytest.raises(TraceBreak) as caught:
-        trace(path, **options)  # type: ignore[arg-type]
+        trace(path, now)
     message = str(caught.value)
     assert "\n" not in message
     assert all(part in message for part in (caught.value.expected, caught.value.found, caught.value.mend))
@@ -41,41 +44,47 @@ def append(path: str, text: str) -> None:
         handle.write(text)
 
 
+def edit(path: str, old: str, new: str) -> None:
+    text = Path(path).read_text()
+    assert old in text
+    Path(path).write_text(text.replace(old, new))
+
+
 def test_a_figure_leads_to_its_runs() -> None:
-    found = trace(FIGURE)
+    found = trace(FIGURE, today)
     jobs = [step.record.name for step in found.steps]
     assert sorted(jobs) == ["analyse", "dose", "race/b016/s00-01", "race/b016/s02-02"]
     assert found.step.record.id == "draw-dose-0001"
     ((analysis, tables),) = found.step.inputs
     assert [file.path for file in tables] == [CURVES, "results/fake/analysis/results.json"]
     assert [file.path for file in found.step.sources] == ["config/fake.yaml"]
-    assert [earlier.record.runs[0]["seed"] for earlier, _ in analysis.inputs] == [100, 102]
-    assert {document.path for document in found.documents} == {
-        "config/fake.yaml",
-        "preregistration/plan.yaml",
-    }
+    assert [earlier.record.runs[0].seed for earlier, _ in analysis.inputs] == [100, 102]
+    assert [plan.path for plan in found.plans] == ["preregistration/plan.yaml"]
 
 
-def test_the_tree_has_a_line_for_each_job_and_ends_with_code_and_environment() -> None:
-    lines = shown(trace(FIGURE)).splitlines()
-    assert lines[0].startswith(f"{FIGURE}  ")
+def test_the_tree_has_a_line_for_each_job_and_ends_with_what_decided_and_ran_them() -> None:
+    lines = shown(trace(FIGURE, today)).splitlines()
+    assert lines[0] == "REHEARSAL  study fake"
+    assert lines[1].startswith(f"{FIGURE}  ")
     jobs = [line for line in lines if "attempt" in line]
     assert len(jobs) == 4
     assert jobs[0].startswith("└── draw dose  attempt 1")
     assert jobs[1].lstrip(" ├└─").startswith("analyse  attempt 1  curves.txt ")
     assert "train race/b016/s00-01  attempt 1  seeds 0-1  s00-01.scores.txt " in jobs[2]
     text = "\n".join(lines)
-    assert "\nseeds        race 0-2 (3 runs)\n" in text
-    assert "\ncode         no Git commit known" in text
-    assert "\nenvironment  requirements.lock " in text
-    assert lines[-1].startswith("verified     ")
+    assert "\nconfiguration  config/fake.yaml: " in text
+    assert "\nplan           preregistration/plan.yaml  canonical " in text
+    assert "\nseeds          race 0-2: 100, 101, 102 (3 runs)\n" in text
+    assert "\ncode           no Git commit known" in text
+    assert "\nenvironment    requirements.lock " in text
+    assert lines[-1].startswith("verified       ")
     assert lines[-1].endswith("behind 4 jobs: every hash is the recorded one")
 
 
 def test_a_job_that_two_jobs_read_is_unfolded_once(perform: Callable[..., Path]) -> None:
     late = "results/fake/figures/late.svg"
     perform(phase="draw", name="late", inputs=(CURVES, RUN), outputs=(late,))
-    text = shown(trace(late))
+    text = shown(trace(late, today))
     assert text.count("train race/b016/s02-02") == 2
     assert text.count("(unfolded above)") == 1
 
@@ -85,10 +94,14 @@ def test_a_fresh_copy_traces_from_anywhere(study: Path, monkeypatch: pytest.Monk
     shutil.copytree(study, copy)
     shutil.rmtree(study)
     monkeypatch.chdir(copy.parent)
-    assert len(trace(FIGURE, root=copy).steps) == 4
+
+    def as_recorded(record: Record) -> Decided:
+        return Decided(record.settings, record.runs, record.pins)
+
+    assert len(trace(FIGURE, as_recorded, root=copy).steps) == 4
     monkeypatch.chdir(copy)
-    assert len(trace(str(copy / FIGURE)).steps) == 4
-    assert len(trace(f"./{FIGURE}").steps) == 4
+    assert len(trace(str(copy / FIGURE), today).steps) == 4
+    assert len(trace(f"./{FIGURE}", today).steps) == 4
 
 
 def test_a_flipped_byte_is_named_at_the_top_and_below() -> None:
@@ -101,7 +114,7 @@ def test_a_flipped_byte_is_named_at_the_top_and_below() -> None:
         assert "its bytes changed since" in found.meaning
         content[0] ^= 1
         Path(path).write_bytes(content)
-    trace(FIGURE)
+    trace(FIGURE, today)
 
 
 def test_a_missing_file_is_named_at_the_top_and_below() -> None:
@@ -144,58 +157,96 @@ def test_an_edited_deleted_or_added_file_of_the_code_is_named() -> None:
     assert broken().path == "src/gradnoise/template.j2"
 
 
-def test_an_edited_configuration_is_named_and_a_comment_is_not() -> None:
-    tables = "results/fake/analysis/curves.txt"
-    append("config/fake.yaml", "# only a comment\n")
-    trace(tables)
-    append("config/fake.yaml", "device: cuda\n")
-    found = broken(tables)
-    assert found.path == "config/fake.yaml"
-    assert "the configuration changed since analyse-analyse-0001" in found.meaning
+def test_an_edited_setting_is_named_and_what_decides_no_job_is_not() -> None:
+    append("config/fake.yaml", "# only a comment\ndevice: cpu\n")
+    trace(CURVES, today)
+    edit("config/fake.yaml", "width: 8", "layers: [1, 2], width: 8")
+    found = broken(RUN)
+    assert (found.path, found.expected, found.found) == ("config/fake.yaml: layers", "absent", "[1,2]")
+    assert found.meaning == "the settings changed since train-race-b016-s02-02-0001 ran"
 
 
-def test_an_edited_or_deleted_plan_is_named() -> None:
-    append("preregistration/plan.yaml", "margin: 0.02\n")
-    assert broken().path == "preregistration/plan.yaml"
-    Path("preregistration/plan.yaml").unlink()
+def test_an_edited_damaged_or_deleted_plan_is_named() -> None:
+    plan = "preregistration/plan.yaml"
+    append(plan, "margin: 0.02\n")
+    assert broken().path == plan
+    append(plan, "margin: 0.03\n")
+    assert "duplicate key" in broken().found
+    Path(plan).unlink()
     assert broken().found == "no file"
 
 
-def test_an_edited_lock_file_is_named() -> None:
-    append("requirements.lock", "numpy==2.4.6\n")
+def test_a_package_that_no_phase_runs_may_change_its_pin() -> None:
+    edit("requirements.lock", "ruff==", "ruff==1")
+    trace(FIGURE, today)
+
+
+@pytest.mark.parametrize(
+    ("file", "package", "job"),
+    [
+        ("requirements.lock", "pandas", "analyse-analyse-0001"),
+        ("requirements.lock", "pyarrow", "train-race-b016-s00-01-0001"),
+        ("pyproject.toml", "torch", "train-race-b016-s00-01-0001"),
+    ],
+)
+def test_another_pin_of_a_package_is_named_with_both_versions(file: str, package: str, job: str) -> None:
+    pinned = next(
+        step.record.pins[package] for step in trace(FIGURE, today).steps if package in step.record.pins
+    )
+    edit(file, f"{package}=={pinned}", f"{package}==99.1")
     found = broken()
-    assert found.path == "requirements.lock"
-    assert "the locked environment changed" in found.meaning
+    assert (found.path, found.expected, found.found) == (f"package {package}", f'"{pinned}"', '"99.1"')
+    assert found.meaning == f"another version is pinned since {job} ran"
 
 
-def test_where_settings_are_recomputed_they_decide_instead_of_the_configuration() -> None:
-    """A new block in the configuration does not touch the runs of another."""
-    append("config/fake.yaml", "device: cpu\n")
-    assert broken(RUN).path == "config/fake.yaml"
-    found = trace(RUN, current_settings=lambda record: {"width": 8})
-    assert found.settings == 1
-    assert "settings     of 1 jobs recomputed: the same" in shown(found)
-    changed = broken(RUN, current_settings=lambda record: {"width": 16, "layers": (1, 2)})
-    assert (changed.path, changed.expected, changed.found) == ("config/fake.yaml: layers", "absent", "[1,2]")
+def test_a_seed_that_the_plan_does_not_give_is_named_with_its_run() -> None:
+    record = ATTEMPTS / "train-race-b016-s02-02-0001.json"
+    edit(str(record), '"seed": 102', '"seed": 7')
+    found = broken()
+    assert (found.path, found.expected, found.found) == ("run race/b016 #2.seed", "7", "102")
+    edit(str(record), '"seed": 7', '"seed": 102')
+    edit(str(record), '"run_id": "r2"', '"run_id": "r9"')
+    found = broken()
+    assert (found.path, found.expected, found.found) == ("run race/b016 #2.run_id", '"r9"', '"r2"')
 
 
-def test_settings_are_asked_for_each_job_and_may_be_left_to_the_configuration() -> None:
+def test_a_record_edited_after_the_manifest_is_named(perform: Callable[..., Path]) -> None:
+    files = [output.path for step in trace(FIGURE, today).steps for output in step.record.outputs]
+    write_manifest("fake", files)
+    assert trace(FIGURE, today).hashed
+    perform(name="race/b016/s02-02", outputs=(RUN,))  # a later attempt is no edit
+    trace(FIGURE, today)
+    record = str(ATTEMPTS / "analyse-analyse-0001.json")
+    edit(record, '"cpu_seconds": ', '"cpu_seconds": 1')
+    found = broken()
+    assert found.path == record
+    assert "since the manifest listed it" in found.meaning
+
+
+@pytest.mark.parametrize("manifest", [{}, {"files": [{"record": 1}]}])
+def test_a_damaged_manifest_is_named(manifest: dict) -> None:
+    write_json(layout.manifest("fake"), manifest)
+    with pytest.raises(InputError, match=r"^results/fake/provenance/manifest.json: files"):
+        trace(FIGURE, today)
+
+
+def test_each_job_is_decided_once() -> None:
     asked = []
 
-    def settings(record: Record) -> dict[str, object] | None:
+    def now(record: Record) -> Decided:
         asked.append(record.name)
-        return {"width": 8} if record.phase == "train" else None
+        return today(record)
 
-    assert trace(FIGURE, current_settings=settings).settings == 2
+    trace(FIGURE, now)
     assert sorted(asked) == ["analyse", "dose", "race/b016/s00-01", "race/b016/s02-02"]
 
 
 def test_a_cell_that_is_no_longer_in_the_study_is_a_break() -> None:
-    def settings(record: Record) -> dict[str, object] | None:
+    def now(record: Record) -> Decided:
         raise InputError("cell", "b016", "must be one of ['b064']")
 
-    found = broken(RUN, current_settings=settings)
-    assert found.path == "config/fake.yaml"
+    found = broken(RUN, now)
+    assert found.path == "train-race-b016-s02-02-0001"
     assert "must be one of" in found.found
 
 
@@ -205,16 +256,16 @@ def test_the_newest_of_several_attempts_with_the_same_bytes_counts(perform: Call
     path.write_text(path.read_text().replace(sha256("src/gradnoise/base/layout.py"), "0" * 64))
     assert broken(RUN).path == "src/gradnoise/base/layout.py"
     perform(name="race/b016/s02-02", outputs=(RUN,))
-    assert trace(RUN).step.record.attempt == 2
-    assert len(trace(FIGURE).steps) == 4
+    assert trace(RUN, today).step.record.attempt == 2
+    assert len(trace(FIGURE, today).steps) == 4
 
 
 def test_an_input_rebuilt_to_other_bytes_breaks_what_was_drawn_from_it(perform: Callable[..., Path]) -> None:
-    perform(name="other", outputs=(RUN,))
+    perform(name="race/b016/s03-03", outputs=(RUN,))
     found = broken()
     assert found.path == RUN
     assert "since analyse-analyse-0001 read it" in found.meaning
-    trace(RUN)
+    trace(RUN, today)
 
 
 def test_a_list_of_code_files_cut_short_is_noticed() -> None:
@@ -236,4 +287,10 @@ def test_a_list_of_code_files_cut_short_is_noticed() -> None:
 )
 def test_a_path_that_is_no_file_of_a_study_is_refused(path: str) -> None:
     with pytest.raises(InputError, match=r"^path: "):
-        trace(path)
+        trace(path, today)
+
+
+@pytest.mark.parametrize("path", [layout.manifest("fake"), str(ATTEMPTS / "draw-dose-0001.json")])
+def test_evidence_is_no_result(path: str) -> None:
+    with pytest.raises(InputError, match=r"^path: .* is evidence, not a result: give a result, such as "):
+        trace(path, today)

@@ -63,6 +63,23 @@ FAULTS = {
         "    outcome: bits_per_character\n",
         "iwl-slope.outcome",
     ),
+    "misspelt score": ("score: icl,", "score: icll,", "outcomes.icl.score"),
+    "score of another task": ("score: iwl,", "score: bits_per_character,", "outcomes.iwl.score"),
+    "unit of another score": (
+        "score: icl, unit: accuracy",
+        "score: icl, unit: nats",
+        "outcomes.icl.unit: nats: must be accuracy",
+    ),
+    "outcome in an unknown block": (
+        "role: primary, block: race",
+        "role: primary, block: rase",
+        "outcomes.icl.block",
+    ),
+    "misspelt matching variable": (
+        "variable: validation_loss",
+        "variable: validation_los",
+        "matching.variable: validation_los: must be one of",
+    ),
     "unknown block": ("  block: race\n", "  block: rase\n", "rase"),
     "unknown arm": ("arms: [b016-lr0.002,", "arms: [b032-lr0.002,", "b032-lr0.002"),
     "an arm against itself": ("[b016-lr0.002, b064-lr0.002]", "[b016-lr0.002, b016-lr0.002]", "arms"),

@@ -79,6 +79,7 @@ def test_every_result_is_on_the_page(rendered: Path) -> None:
     for spec in SPECS:
         assert f"Figure {spec.number}. {spec.title}." in text
         assert f"gradnoise trace results/quick/figures/{spec.name}.svg" in text
+    assert "To rebuild everything from nothing: snakemake --config study=quick." in text
 
 
 def test_all_outcomes_look_alike(rendered: Path) -> None:
@@ -165,11 +166,14 @@ def _copy(rendered: Path, study: Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", ["workflow", *(spec.name for spec in SPECS)])
-def test_snakemakes_captions_print_the_plans_threshold(name: str) -> None:
+def test_snakemakes_captions_are_labelled_and_print_the_plans_threshold(name: str) -> None:
     template = Environment(undefined=StrictUndefined).from_string((CAPTIONS / f"{name}.rst").read_text())  # noqa: S701
-    params = SimpleNamespace(label="REHEARSAL", target_loss=0.0725)
-    text = template.render(snakemake=SimpleNamespace(params=params, config={"study": "quick"}))
+    described = {"outcome": "iwl", "predictor": "log10_ne", "rivals": "log10_updates, log10_sum_lr"}
+    params = SimpleNamespace(label="REHEARSAL", target_loss=0.0725, **described)
+    text = template.render(
+        snakemake=SimpleNamespace(params=params, config={"study": "quick", "label": "REHEARSAL"})
+    )
     check_rehearsal(text, name)
+    assert text.startswith("**REHEARSAL**")
     if name != "workflow":
         assert "0.0725 nats" in text
-        assert text.startswith("**REHEARSAL**")

@@ -52,7 +52,7 @@ def corpus(tmp_path: Path) -> Path:
         "characters": [len(text) for text in texts.values()],
         "sha256": [hashlib.sha256(text.encode()).hexdigest() for text in texts.values()],
     }
-    write_table(tmp_path / "plays.parquet", PLAYS, columns)
+    write_table(tmp_path / "plays.parquet", PLAYS, columns, "REHEARSAL")
     return tmp_path / "plays.parquet"
 
 
@@ -79,7 +79,7 @@ def test_scores_of_a_uniform_model_are_the_logarithm_of_the_alphabet(corpus: Pat
 
 def test_text_that_does_not_match_its_hash_is_refused(corpus: Path) -> None:
     columns = read_table(corpus, PLAYS).to_pydict()
-    write_table(corpus, PLAYS, columns | {"text": ["tampered", columns["text"][1]]})
+    write_table(corpus, PLAYS, columns | {"text": ["tampered", columns["text"][1]]}, "REHEARSAL")
     with pytest.raises(InputError, match="a: text does not match its hash"):
         TextStream(TASK, 0, corpus)
 
@@ -90,10 +90,10 @@ def test_text_without_a_corpus_says_what_to_run() -> None:
 
 
 def test_prepare_writes_hashed_whole_plays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    quick = Path("config/quick.yaml").read_text()
+    for file in ("config/quick.yaml", "preregistration/rehearsal.yaml"):
+        (tmp_path / file).parent.mkdir()
+        (tmp_path / file).write_text(Path(file).read_text())
     monkeypatch.chdir(tmp_path)
-    Path("config").mkdir()
-    Path("config/quick.yaml").write_text(quick)
     prepare("quick")
     rows = read_table(layout.plays("quick"), PLAYS).to_pydict()
     assert rows["split"].count("validation") == 4
