@@ -164,6 +164,21 @@ def test_an_edit_of_the_command_line_or_of_documents_reruns_nothing(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("package", "first"), [("scipy", "analyse_plan"), ("jinja2", "render_report"), ("ruff", None)]
+)
+def test_a_new_pin_reruns_the_phases_that_use_the_package(
+    shared: Project, edited: Callable, package: str, first: str | None
+) -> None:
+    with edited(
+        "requirements.lock", lambda text: re.sub(rf"(?m)^{package}==.*? ", f"{package}==99.0 ", text)
+    ):
+        answer = shared.plan()
+    rerun = EVERYTHING[EVERYTHING.index(first) :] if first else []
+    assert answer.jobs == {rule: JOBS[rule] for rule in rerun}, answer
+
+
+@pytest.mark.slow
 def test_a_value_of_the_plan_reruns_training_and_a_comment_nothing(shared: Project, edited: Callable) -> None:
     plan = f"preregistration/{NAME}.yaml"
     with edited(plan, lambda text: f"# A comment.\n{text}"):

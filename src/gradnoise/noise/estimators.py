@@ -20,16 +20,22 @@ def trace(gram: Tensor) -> Estimate:
     """
     gram = gram.double()
     size = len(gram)
-    value = _scatter(gram.trace(), gram.sum(), size)
+    value = trace_value(gram)
     if size < 3:
-        return Estimate(value.item(), math.nan)
+        return Estimate(value, math.nan)
     # Leaving contribution j out: its row and column leave the Gram matrix. R - 1 contributions estimate the
     # variance of one, which is scaled back to a batch of R.
     traces = gram.trace() - gram.diagonal()
     sums = gram.sum() - 2 * gram.sum(1) + gram.diagonal()
     left_out = _scatter(traces, sums, size - 1) * size / (size - 1)
     variance = (size - 1) / size * (left_out - left_out.mean()).square().sum()
-    return Estimate(value.item(), variance.sqrt().item())
+    return Estimate(value, variance.sqrt().item())
+
+
+def trace_value(gram: Tensor) -> float:
+    """`trace` without its standard error, for the many tensors of a model."""
+    gram = gram.double()
+    return _scatter(gram.trace(), gram.sum(), len(gram)).item()
 
 
 def _scatter(trace_of_gram: Tensor, sum_of_gram: Tensor, size: int) -> Tensor:
@@ -43,6 +49,8 @@ def gram(rows: Tensor) -> Tensor:
 
 
 def diagonal(rows: Tensor) -> Tensor:
-    """Diagonal of C/B from the R contributions (R, D), R/(R - 1) [ sum_r h_r^2 - g^2 / R ]: unbiased."""
+    """Diagonal of C/B from the R >= 2 contributions (R, D): R/(R - 1) [ sum_r h_r^2 - g^2 / R ], unbiased."""
     size = len(rows)
-    return size * rows.var(0) if size > 1 else torch.zeros_like(rows[0])
+    scatter = rows.square().sum(0) - rows.sum(0).square() / size
+    # Rounding must not make a variance negative.
+    return (scatter * (size / (size - 1))).clamp_min(0)

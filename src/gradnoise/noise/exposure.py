@@ -17,7 +17,7 @@ from torch.nn.utils import clip_grad_norm_
 
 from gradnoise.base.errors import InputError
 from gradnoise.noise.estimate import Estimate
-from gradnoise.noise.estimators import diagonal, gram, trace
+from gradnoise.noise.estimators import diagonal, gram, trace, trace_value
 from gradnoise.noise.integrals import Event, Integral
 from gradnoise.noise.preconditioners import preconditioner
 
@@ -268,8 +268,7 @@ class Exposure:
             parts = gram(contributions * p.flatten()).cpu(), gram(contributions).cpu()
             weighted += parts[0]
             plain += parts[1]
-            traces = trace(parts[0]).value, trace(parts[1]).value
-            self.tensors.append(TensorTrace(self._step, name, *traces))
+            self.tensors.append(TensorTrace(self._step, name, *map(trace_value, parts)))
         self._close()
         pcp, c = trace(weighted), trace(plain)
         self._open = Event(

@@ -8,7 +8,7 @@ from torch.nn.functional import cross_entropy
 
 from gradnoise import exposure
 from gradnoise.base.errors import InputError
-from gradnoise.noise.estimators import gram, trace
+from gradnoise.noise.estimators import diagonal, gram, trace
 from gradnoise.noise.exposure import Exposure
 from gradnoise.noise.integrals import Event, integrate
 from gradnoise.noise.preconditioners import preconditioner
@@ -119,6 +119,12 @@ def test_identical_contributions_have_no_noise_and_two_have_no_error() -> None:
     rows = torch.ones(4, 10)
     assert trace(gram(rows)).value == pytest.approx(0.0, abs=1e-12)
     assert math.isnan(trace(gram(torch.randn(2, 10))).stderr)
+
+
+def test_the_diagonal_is_the_variance_of_each_coordinate() -> None:
+    rows = torch.randn(8, 50, generator=torch.Generator().manual_seed(0), dtype=torch.float64) + 3
+    torch.testing.assert_close(diagonal(rows), 8 * rows.var(0))
+    assert (diagonal(torch.full((8, 50), 0.1)) >= 0).all()
 
 
 def test_measuring_leaves_the_trajectory_alone() -> None:
