@@ -4,8 +4,8 @@
 #   results/<study>/runs/<block>/<cell>/<seeds>.<table>.parquet         train     one job: the seeds of a cell
 #       <cell>  b016-lr0.002      batch and learning rate
 #       <seeds> s00-04            indices of the plan's derived seeds
-#       <table> scores | trajectory | noise_events | noise_tensors
-#   results/<study>/noise/exposure.parquet, exposure_tensors.parquet    measure
+#       <table> scores | trajectory | noise_events | noise_parts
+#   results/<study>/noise/exposure.parquet, exposure_parts.parquet      measure
 #   results/<study>/scores/scores.parquet                               measure
 #   results/<study>/analysis/<table>.parquet, results.json              analyse
 #   results/<study>/figures/<figure>.svg, <figure>.parquet              draw

@@ -53,11 +53,11 @@ def prepare_outputs(name: str, study: Study) -> list[str]:
 
 
 def measure_inputs(name: str, study: Study) -> list[str]:
-    return run_tables(name, study, ("scores", "noise_events", "noise_tensors"))
+    return run_tables(name, study, ("scores", "noise_events", "noise_parts"))
 
 
 def measure_outputs(name: str) -> list[str]:
-    return [layout.exposure(name), layout.exposure_tensors(name), layout.scores(name)]
+    return [layout.exposure(name), layout.exposure_parts(name), layout.scores(name)]
 
 
 def analyse_inputs(name: str) -> list[str]:

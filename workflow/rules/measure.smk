@@ -4,7 +4,7 @@ rule measure_exposure:
         runs=phases.measure_inputs(NAME, STUDY),
     output:
         exposure=layout.exposure(NAME),
-        tensors=layout.exposure_tensors(NAME),
+        parts=layout.exposure_parts(NAME),
         scores=layout.scores(NAME),
     log:
         f"logs/{NAME}/measure.log",

@@ -3,7 +3,7 @@
 Every function also takes Snakemake's wildcards (`"{study}"`) in place of values.
 """
 
-RUN_TABLES = ("scores", "trajectory", "noise_events", "noise_tensors")
+RUN_TABLES = ("scores", "trajectory", "noise_events", "noise_parts")
 ANALYSIS_TABLES = ("matched", "flow", "curves", "explained")
 
 
@@ -27,9 +27,9 @@ def exposure(study: str) -> str:
     return f"results/{study}/noise/exposure.parquet"
 
 
-def exposure_tensors(study: str) -> str:
+def exposure_parts(study: str) -> str:
     """The same by parameter tensor."""
-    return f"results/{study}/noise/exposure_tensors.parquet"
+    return f"results/{study}/noise/exposure_parts.parquet"
 
 
 def analysis(study: str, table: str) -> str:

@@ -111,6 +111,9 @@ class Noise(Strict):
         default=8, description="micro-batches of a measured update; a standard error needs 3"
     )
     every_sequences: Count = Field(description="sequences between two measured updates")
+    curvature_every: Count | None = Field(
+        default=None, description="measured updates between two passes for the curvature of P-NE*; null: none"
+    )
 
 
 class Grid(Strict):

@@ -81,38 +81,66 @@ TRAJECTORY = Table(
     ),
 )
 
+_TRACE = (
+    Column("step", "int", "update that was measured, counted from 1", "updates"),
+    Column("updates", "int", "updates that the event stands for, itself the first (dt)", "updates"),
+    Column("sum_lr", "float", "sum of the effective learning rates of the updates covered"),
+    Column("sum_lr2", "float", "sum of their squares"),
+    Column("sum_lr2_c", "float", "sum of their squares, for trace_c"),
+    Column("log_retention", "float", "sum of 2 log(1 - learning rate x decoupled weight decay)"),
+    Column("trace_pcp", "float", "Tr(P C/B P), unbiased", "squared parameter / squared learning rate"),
+    Column("trace_pcp_se", "float", "its standard error (jackknife over contributions)"),
+    Column("trace_c", "float", "Tr(C/B), unbiased", "squared gradient"),
+    Column("trace_c_se", "float", "its standard error (jackknife over contributions)"),
+)
+
 NOISE_EVENTS = Table(
     "noise_events",
     (
         *_RUN,
         _SEGMENT,
-        Column("step", "int", "update that was measured, counted from 1", "updates"),
-        Column("updates", "int", "updates that the event stands for, itself the first (dt)", "updates"),
+        *_TRACE,
         Column("learning_rate", "float", "learning rate of the measured update"),
-        Column("sum_lr", "float", "sum of the learning rates of the updates covered"),
-        Column("sum_lr2", "float", "sum of their squares"),
-        Column("log_retention", "float", "sum of 2 log(1 - learning rate x decoupled weight decay)"),
         Column("contributions", "int", "independent gradient contributions R"),
+        Column("batch", "int", "sequences in the update", "sequences"),
+        Column("tokens", "int", "tokens in the update", "tokens"),
         Column("clip", "float", "factor that gradient clipping multiplied the gradient by"),
-        Column("trace_pcp", "float", "Tr(P C/B P), unbiased", "squared parameter / squared learning rate"),
-        Column("trace_pcp_se", "float", "its standard error (jackknife over contributions)"),
-        Column("trace_c", "float", "Tr(C/B), unbiased", "squared gradient"),
-        Column("trace_c_se", "float", "its standard error (jackknife over contributions)"),
-        Column("signal_pcp", "float", "squared norm of P times the batch gradient"),
-        Column("signal_c", "float", "squared norm of the batch gradient"),
+        Column("clip_rate", "float", "share of the updates so far that were clipped"),
+        Column("trace_effective", "float", "trace that the update carried, after clipping", "as trace_pcp"),
+        Column("trace_effective_se", "float", "its standard error"),
+        Column("trace_p", "float", "Tr P", "parameter / (learning rate x gradient)"),
+        Column("signal_pcp", "float", "squared norm of P times the batch gradient", "as trace_pcp"),
+        Column("signal_pcp_se", "float", "error of signal_pcp - trace_pcp, the unbiased signal"),
+        Column("covariance_pcp", "float", "its covariance with trace_pcp"),
+        Column("signal_c", "float", "squared norm of the batch gradient", "squared gradient"),
+        Column("signal_c_se", "float", "error of signal_c - trace_c, the unbiased signal"),
+        Column("covariance_c", "float", "its covariance with trace_c"),
+        Column("effective_rank", "float", "(tr S)^2 / tr S^2 of S = P C/B P", "", True),
+        Column("effective_rank_se", "float", "its standard error (jackknife over contributions)", "", True),
+        Column("top_share", "float", "share of the largest sample eigenvalue in the trace", "", True),
+        Column("curvature", "float", "Tr(P F_token P), the last one measured", "", True),
+        Column("curvature_se", "float", "its standard error", "", True),
+        Column("curvature_step", "int", "update at which it was measured; 0 for never", "updates"),
+        Column("hill", "float", "Hill index of standardised coordinates", "", True),
+        Column("hill_se", "float", "its standard error", "", True),
+        Column("hill_gaussian", "float", "what Gaussian noise gives under the same steps", "", True),
+        Column("hill_raw", "float", "Hill index of raw coordinates", "", True),
+        Column("norm_hill", "float", "Hill index of the norms of contributions", "", True),
+        Column("norm_hill_gaussian", "float", "what Gaussian noise of that rank gives", "", True),
+        Column("gradient_norm", "float", "norm of the batch gradient before clipping", "gradient"),
+        Column("second_moment", "float", "mean of the optimizer's second moment", "squared gradient", True),
+        Column("loss", "float", "training loss of the measured update", "nats", True),
     ),
 )
 
-NOISE_TENSORS = Table(
-    "noise_tensors",
-    (
-        Column("run_id", "text", "hash of plan, block, cell and seed index"),
-        _SEGMENT,
-        Column("step", "int", "update that was measured, counted from 1", "updates"),
-        Column("tensor", "text", "parameter name"),
-        Column("trace_pcp", "float", "Tr(P C/B P) of the tensor"),
-        Column("trace_c", "float", "Tr(C/B) of the tensor"),
-    ),
+_PART = (
+    Column("kind", "text", "layer, class or tensor"),
+    Column("part", "text", "name of the layer, class or tensor"),
+)
+
+NOISE_PARTS = Table(
+    "noise_parts",
+    (Column("run_id", "text", "hash of plan, block, cell and seed index"), _SEGMENT, *_PART, *_TRACE),
 )
 
 SCORES = Table(
@@ -140,22 +168,26 @@ EXPOSURE = Table(
     (
         *_RUN,
         Column("branch", "int", "number of the annealed branch, from 1"),
-        Column("definition", "text", "pne, pne2, ne or retained"),
-        Column("value", "float", "exposure integrated to the branch's end"),
-        Column("stderr", "float", "its standard error"),
+        Column("definition", "text", "a sum over updates (pne2, ...) or a mean over events (gns, ...)"),
+        Column(
+            "value", "float", "integrated to, or averaged up to, the branch's end; null if unknown", "", True
+        ),
+        Column("stderr", "float", "its standard error; null if unknown", "", True),
         Column("unit", "text", "unit of the definition"),
         Column("events", "int", "measured updates behind it"),
     ),
 )
 
-EXPOSURE_TENSORS = Table(
-    "exposure_tensors",
+EXPOSURE_PARTS = Table(
+    "exposure_parts",
     (
         *_RUN,
         Column("branch", "int", "number of the annealed branch, from 1"),
-        Column("tensor", "text", "parameter name"),
-        Column("definition", "text", "pne, pne2 or ne"),
-        Column("value", "float", "the tensor's part of the exposure"),
+        *_PART,
+        Column("definition", "text", "pne, pne2, ne or retained"),
+        Column("value", "float", "the part's share of the exposure"),
+        Column("stderr", "float", "its standard error"),
+        Column("unit", "text", "unit of the definition"),
     ),
 )
 

@@ -1,55 +1,167 @@
-"""Estimators of the update's noise from the R contributions that made one gradient."""
+r"""From the contributions to one gradient to the noise of the update.
+
+A gradient g = sum_r h_r is made from independent contributions h_r (micro-batches, examples, workers), each
+with a share w_r of the batch, sum w_r = 1 (equal: 1/R; by tokens where the loss is a mean over tokens). With
+d_r = h_r - w_r g,
+
+.. math:: E \|P d_r\|^2 = w_r (1 - w_r) \, \operatorname{Tr}(P (C/B) P),
+
+so each x_r = |P d_r|^2 / (w_r (1 - w_r)) estimates the trace without bias, and so does their mean weighted by
+w_r (1 - w_r). For equal shares that is R/(R-1) [ sum |P h_r|^2 - |P g|^2 / R ]. Batch size, micro-batch size
+and the convention of loss scaling cancel; only scalars need to cross a network. If only some of the
+contributions were looked at, the same mean over those is still unbiased, because g is the whole batch's.
+"""
 
 import math
+from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from gradnoise.noise.estimate import Estimate
 
 
-def trace(gram: Tensor) -> Estimate:
-    r"""Tr(P C/B P) from the Gram matrix G of P h_r, where sum_r h_r is the batch gradient g.
+@dataclass
+class Statistics:
+    """Sufficient statistics of one measured update: n tensors, R contributions; float64, on the CPU.
 
-    .. math:: \frac{R}{R-1} \Big[ \sum_r \|P h_r\|^2 - \|P g\|^2 / R \Big]
-              = \frac{R}{R-1} \Big[ \operatorname{tr} G - 1^\top G 1 / R \Big]
-
-    Unbiased for independent contributions of equal weight; batch size, micro-batch size and the convention
-    of loss scaling cancel. The standard error is the delete-one jackknife, which needs R >= 3 (else nan).
-    `gram`: (R, R), any float type, summed in float64. Derivation: docs/exposure.md.
+    `shares` (R,) w_r; `pcp` and `c` (n, R) squared norms of P d_r and of d_r; `signal_pcp` and `signal_c`
+    (n,) squared norms of P g and g; `inner_pcp` and `inner_c` (R,) <P d_r, P g> and <d_r, g> over all
+    tensors; `grams`: a matrix of <P d_r, P d_s> for each process that took part; `trace_p` (n,) sum of P;
+    `ratio` (n,) effective over nominal learning rate (`preconditioners`); `factor` scales every variance
+    (without replacement: 1 - B/N); `probe_variance`: what random probes or sampled coordinates add to the
+    variance of Tr(P C/B P) and of Tr(C/B); `sample` (R, m): some coordinates of d_r; `sketch` (R, width): of
+    P d_r.
     """
-    gram = gram.double()
-    size = len(gram)
-    value = trace_value(gram)
-    if size < 3:
-        return Estimate(value, math.nan)
-    # Leaving contribution j out: its row and column leave the Gram matrix. R - 1 contributions estimate the
-    # variance of one, which is scaled back to a batch of R.
-    traces = gram.trace() - gram.diagonal()
-    sums = gram.sum() - 2 * gram.sum(1) + gram.diagonal()
-    left_out = _scatter(traces, sums, size - 1) * size / (size - 1)
-    variance = (size - 1) / size * (left_out - left_out.mean()).square().sum()
-    return Estimate(value, variance.sqrt().item())
+
+    shares: Tensor
+    pcp: Tensor
+    c: Tensor
+    signal_pcp: Tensor
+    signal_c: Tensor
+    inner_pcp: Tensor
+    inner_c: Tensor
+    grams: tuple[Tensor, ...]
+    trace_p: Tensor
+    ratio: Tensor
+    factor: float = 1.0
+    probe_variance: tuple[float, float] = (0.0, 0.0)
+    sample: Tensor | None = None
+    sketch: Tensor | None = None
+
+    @classmethod
+    def blank(cls, shares: Tensor, tensors: int) -> "Statistics":
+        """Nothing known but the shares."""
+        unknown = torch.full((tensors,), math.nan, dtype=torch.float64)
+        wide, inner = unknown[:, None].expand(tensors, len(shares)), torch.full_like(shares, math.nan)
+        ones = torch.ones_like(unknown)
+        return cls(shares, wide, wide, unknown, unknown, inner, inner, (), unknown, ones)
+
+    @property
+    def contributions(self) -> int:
+        return len(self.shares)
+
+    def traces(self, members: Tensor) -> tuple[Tensor, Tensor]:
+        """Tr(P C/B P) of parts of the model and errors, (k,); `members` (k, n): 1 where a tensor belongs."""
+        return self._means(members.double() @ self.pcp)
+
+    def traces_c(self, members: Tensor) -> tuple[Tensor, Tensor]:
+        """Tr(C/B) alike."""
+        return self._means(members.double() @ self.c)
+
+    def trace(self) -> Estimate:
+        """Tr(P C/B P) of the whole model."""
+        return self._total(self.pcp, self.probe_variance[0])
+
+    def trace_c(self) -> Estimate:
+        """Tr(C/B) of the whole model."""
+        return self._total(self.c, self.probe_variance[1])
+
+    def _means(self, distances: Tensor) -> tuple[Tensor, Tensor]:
+        values, errors = means(distances, self.shares)
+        return self.factor * values, self.factor * errors
+
+    def _total(self, distances: Tensor, extra: float) -> Estimate:
+        values, errors = self._means(distances.sum(0))
+        return Estimate(values.item(), math.sqrt(errors.item() ** 2 + extra))
+
+    def signal(self) -> tuple[Estimate, float]:
+        """Unbiased squared norm of the mean preconditioned gradient, and its covariance with `trace`."""
+        return self._signal(self.pcp, self.inner_pcp, self.signal_pcp)
+
+    def signal_plain(self) -> tuple[Estimate, float]:
+        """The same of the plain gradient, with `trace_c`."""
+        return self._signal(self.c, self.inner_c, self.signal_c)
+
+    def _signal(self, distances: Tensor, inner: Tensor, norms: Tensor) -> tuple[Estimate, float]:
+        r"""|g|^2 - Tr(C/B); errors by leaving contributions out: g_(-r) = g - d_r / (1 - w_r)."""
+        square = norms.sum().item()
+        value = square - self._total(distances, 0.0).value
+        if self.contributions < 3:
+            return Estimate(value, math.nan), math.nan
+        left = square - 2 * inner / (1 - self.shares) + distances.sum(0) / (1 - self.shares) ** 2
+        size = 1 / self.shares.mean().item()
+        traces = _left_out(distances.sum(0), self.shares)
+        traces = self.factor * traces
+        signals = left - traces * size / (size - 1)
+        scale = (size - 1) / self.contributions
+        signals, traces = signals - signals.mean(), traces - traces.mean()
+        variance = scale * signals.square().sum().item()
+        return Estimate(value, math.sqrt(variance)), scale * (signals * traces).sum().item()
 
 
-def trace_value(gram: Tensor) -> float:
-    """`trace` without its standard error, for the many tensors of a model."""
-    gram = gram.double()
-    return _scatter(gram.trace(), gram.sum(), len(gram)).item()
+def means(distances: Tensor, shares: Tensor) -> tuple[Tensor, Tensor]:
+    r"""Weighted means of x_r = distances_r / (w_r (1 - w_r)) over the last dimension, with standard errors.
+
+    The delete-one jackknife, which for equal shares is closed: (R-1)/(R-2) times the standard error of the
+    mean of the x_r. It needs R >= 3 (else nan). `distances` (..., R), `shares` (R,), float64.
+    """
+    weights = shares * (1 - shares)
+    values = distances.sum(-1) / weights.sum()
+    count, size = len(shares), 1 / shares.mean()  # contributions looked at, and all there were
+    if count < 3:
+        return values, torch.full_like(values, math.nan)
+    squares = (weights / weights.sum() * (distances / weights - values[..., None])).square().sum(-1)
+    return values, (size - 1) / (size - 2) * (squares * (count / (count - 1))).sqrt()
 
 
-def _scatter(trace_of_gram: Tensor, sum_of_gram: Tensor, size: int) -> Tensor:
-    return size / (size - 1) * (trace_of_gram - sum_of_gram / size)
+def _left_out(distances: Tensor, shares: Tensor) -> Tensor:
+    """The trace of the whole batch as estimated without contribution r, for each r, to first order in w_r."""
+    weights = shares * (1 - shares)
+    value, size, count = distances.sum() / weights.sum(), 1 / shares.mean(), len(shares)
+    return value + (size - 1) / (size - 2) * (value - distances / weights) / (count - 1)
 
 
-def gram(rows: Tensor) -> Tensor:
-    """(R, R) inner products of the R rows, in float64."""
-    rows = rows.double()
-    return rows @ rows.T
+def effective_projected(statistics: Statistics, clip: float) -> float:
+    r"""Trace through the Jacobian of clipping by norm, s (I - u u'), u = g/|g|: mode "project".
+
+    .. math:: s^2 [ \operatorname{Tr} PCP - 2 u' P^2 C u + (u'Cu)(u'P^2u) ]
+
+    C/B enters by its sample over contributions. A diagnostic only: u is itself estimated from the batch.
+    """
+    if clip == 1.0:
+        return statistics.trace().value
+    norm = statistics.signal_c.sum()
+    scale = statistics.factor / (statistics.shares * (1 - statistics.shares)).sum()
+    cross = scale * (statistics.inner_pcp * statistics.inner_c).sum() / norm
+    along = scale * statistics.inner_c.square().sum() / norm
+    inside = statistics.signal_pcp.sum() / norm
+    return clip**2 * (statistics.trace().value - 2 * cross + along * inside).item()
 
 
-def diagonal(rows: Tensor) -> Tensor:
-    """Diagonal of C/B from the R >= 2 contributions (R, D): R/(R - 1) [ sum_r h_r^2 - g^2 / R ], unbiased."""
-    size = len(rows)
-    scatter = rows.square().sum(0) - rows.sum(0).square() / size
-    # Rounding must not make a variance negative.
-    return (scatter * (size / (size - 1))).clamp_min(0)
+def effective_clipped_each(statistics: Statistics, threshold: float) -> float:
+    r"""Trace of contributions clipped one by one, as in P-NE draft 2's pseudocode: mode "clip_each".
+
+    Micro-batch gradients are longer than the batch's, so each is clipped harder than the run clipped: this
+    reads several times too low (docs/exposure.md). Equal shares.
+    """
+    shares, size = statistics.shares, len(statistics.shares)
+    inner = statistics.inner_pcp
+    # From distances d_r = h_r - w_r g back to h_r: the Gram matrix of P h_r, and the norms of the means R
+    # h_r.
+    gram = statistics.grams[0] + shares[:, None] * inner + inner[:, None] * shares
+    gram = gram + shares[:, None] * shares * statistics.signal_pcp.sum()
+    squares = statistics.c.sum(0) + 2 * shares * statistics.inner_c + shares**2 * statistics.signal_c.sum()
+    factors = (threshold / (size * squares.clamp_min(0).sqrt() + 1e-6)).clamp(max=1.0)
+    clipped = factors[:, None] * gram * factors
+    return (size / (size - 1) * (clipped.trace() - clipped.sum() / size)).item()

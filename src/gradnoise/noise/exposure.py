@@ -7,285 +7,304 @@ meter.last.trace, meter.last.pne2      # each an Estimate(value, stderr)
 
 import copy
 import math
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_
 
 from gradnoise.base.errors import InputError
 from gradnoise.noise.estimate import Estimate
-from gradnoise.noise.estimators import diagonal, gram, trace, trace_value
-from gradnoise.noise.integrals import Event, Integral
-from gradnoise.noise.preconditioners import preconditioner
+from gradnoise.noise.integrals import Event, Part
+from gradnoise.noise.ledger import Ledger, Measurement
+from gradnoise.noise.listener import Listener
+from gradnoise.noise.members import members_of
+from gradnoise.noise.options import Options
+from gradnoise.noise.preconditioners import decoupled_decay, is_diagonal, read
+from gradnoise.noise.reading import Reading, reading
+from gradnoise.noise.stability import Cap, Marker, Stability
+from gradnoise.noise.survey import Survey
 
 if TYPE_CHECKING:
     import pandas as pd
 
-Estimator = Literal["auto", "micro"]
-Preconditioner = Literal["expected", "step"]
-# A gradient in half precision is a sum up to its rounding.
-_ROUNDING = 0.02
-
-
-@dataclass(frozen=True)
-class Reading:
-    """The last measured update: its trace, and the exposure integrated up to now."""
-
-    step: int
-    lr: float
-    trace: Estimate
-    pne: Estimate
-    pne2: Estimate
-    ne: Estimate
-    retained: Estimate
-    estimator: str = "micro"
-
-
-@dataclass(frozen=True)
-class TensorTrace:
-    """One tensor's part of a measured update."""
-
-    step: int
-    tensor: str
-    trace_pcp: float
-    trace_c: float
+Schedule = Callable[[int], bool]
 
 
 def exposure(
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    every: int = 100,
-    *,
-    estimator: Estimator = "auto",
-    p: Preconditioner = "expected",
+    model: nn.Module, optimizer: torch.optim.Optimizer, every: int | Schedule = 100, **options: Any
 ) -> "Exposure":
-    """Attach a meter that measures one update in `every`.
+    """Attach a meter that measures one update in `every`, or those for which `every(step)` is true (from 1).
 
-    `estimator`: "micro" compares the contributions of the update's calls of `backward()`; "auto" takes it
-    too, being the only one yet. A measured update needs at least two of them; one made from a single call is
-    left out and counted in `skipped`. Contributions are kept for that update only (R copies of the gradient),
-    and P is read after the step, so C and P come from the same batch. `p="expected"` (default) puts the
-    expected square of this batch's noise into Adam's second moment; `p="step"` takes it as it is, which a
-    few young coordinates then dominate in the first updates (see `preconditioner`).
+    Keyword options are the fields of `gradnoise.noise.options.Options`, documented there; the main ones:
+    `estimator` ("auto"), `p` (how P is read), `effective` ("scale"), `curvature` (None), `examples`,
+    `losses`, `scaler`, `population`, `tails`, `sketch`, `thresholds`, `caps`.
 
-    Clip with `meter.clip_grad_norm_`: a factor that it does not know would be taken for noise.
+    With "auto" an update of two or more backward() calls is measured from these micro-batches ("micro"), one
+    of a single call from the per-example gradients of its first 8 examples ("example"). Nothing else in the
+    loop changes: no layer is replaced, no closure is needed, updates that are not measured cost a few
+    microseconds.
 
-    Raises `InputError` for `every` < 1, an unknown `estimator` or `p`, parameters unknown to the model,
-    parameter groups of different learning rates, an optimizer whose preconditioner is unknown, and at a
-    measured step for gradients that are not the sum of its `backward()` calls (loss scaling, other clipping).
+    Raises `InputError` for an option out of range, an optimizer that is not known, parameters unknown to the
+    model; and at a measured step for layers whose per-example gradients are not known (by name) and gradients
+    that are not one factor times the sum of the step's `backward()` calls.
     """
-    if estimator not in ("auto", "micro"):
-        raise InputError("estimator", estimator, "must be auto or micro")
-    return Exposure(model, optimizer, every, p)
+    return Exposure(model, optimizer, every, Options(**options))
 
 
 class Exposure:
-    """See `exposure`. `events` and `tensors` are the ledger so far."""
+    """See `exposure`. `events`, `parts`: the ledger of closed intervals; `skipped`: due but not measured."""
 
     def __init__(
-        self, model: nn.Module, optimizer: torch.optim.Optimizer, every: int, p: Preconditioner = "expected"
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, every: int | Schedule, options: Options
     ) -> None:
-        if every < 1:
+        if not callable(every) and every < 1:
             raise InputError("every", every, "must be at least 1 update")
-        if p not in ("expected", "step"):
-            raise InputError("p", p, "must be expected or step")
-        self._expected = p == "expected"
-        names = {parameter: name for name, parameter in model.named_parameters()}
-        used = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
-        if any(parameter not in names for parameter in used):
-            raise InputError("optimizer", "a parameter the model lacks", "give the model that it trains")
-        self._names = {names[parameter]: parameter for parameter in used}
+        options.check(optimizer)
+        self.options = options
+        self._group = model.process_group if isinstance(model, DistributedDataParallel) else None
+        self._model: nn.Module = model.module if isinstance(model, DistributedDataParallel) else model
         self._optimizer = optimizer
-        self._every = every
+        self._due: Schedule = every if callable(every) else lambda step: (step - 1) % every == 0
+        self._members = members_of(self._model, optimizer, options)
+        self._survey = Survey(self._model, optimizer, self._members, options, self._group)
+        self._stability = Stability(options.thresholds)
+        self._ledger = Ledger()
         self._step = 0
-        # The event that covers the updates now, without its sums; their learning rates; updates since a try.
-        self._open: Event | None = None
-        self._rates: list[float] = []
-        self._waited = 0
-        self._rows: dict[str, list[Tensor]] = {}
-        self._listeners: list[Any] = []
-        self._clip = 1.0
-        self._closed = Integral()
-        self.events: list[Event] = []
-        self.tensors: list[TensorTrace] = []
+        self._listener: Listener | None = None
+        # Clipping by the meter: the threshold, this update's norm, and on the device how many were clipped of
+        # how many.
+        self._norm: Tensor | None = None
+        self._clipped: Tensor | float = 0.0
+        self._seen = 0
+        self._loss: Tensor | float = math.nan
+        self._markers: Mapping[str, Marker] = {}
+        self._spent = dict.fromkeys(options.caps, 0.0)
+        self._last: Reading | None = None
+        self._last_step = 0
         self.skipped = 0
-        self.last: Reading | None = None
-        self._after_step = optimizer.register_step_post_hook(self._stepped)
-        self._listen()
+        self._hooks = [
+            optimizer.register_step_pre_hook(self._before_step),
+            optimizer.register_step_post_hook(self._stepped),
+        ]
+        self._arm()
 
     @property
     def due(self) -> bool:
         """Whether the next update will be measured: a loop may then split its batch."""
-        return bool(self._listeners)
+        return self._listener is not None
 
-    def clip_grad_norm_(self, largest: float) -> Tensor:
-        """Clip as `torch.nn.utils.clip_grad_norm_` does, and remember the factor on measured updates."""
-        norm = clip_grad_norm_(list(self._names.values()), largest)
-        if self.due:
-            self._clip = min(1.0, largest / (norm.item() + 1e-6))
-        return norm
+    @property
+    def events(self) -> list[Event]:
+        return self._ledger.events
+
+    @property
+    def parts(self) -> list[Part]:
+        return self._ledger.parts
+
+    @property
+    def last(self) -> Reading | None:
+        """The last measured update and the exposure up to now; None before the first."""
+        if self._last is None or self._last_step != self._step:
+            self._last, self._last_step = self._read(), self._step
+        return self._last
+
+    def _read(self) -> Reading | None:
+        survey = self._survey
+        return reading(
+            self._ledger,
+            survey.estimator,
+            survey.preconditioner,
+            self.options.fisher_unit,
+            math.nan if self.options.population is None else float(self.options.population),
+            survey.overlap,
+            self._markers,
+            tuple(name for name, cap in self.options.caps.items() if self._in_phase(name, cap) > cap.most),
+        )
 
     def reading(self) -> dict[str, Estimate]:
         """Exposure of all updates so far, by definition."""
-        integral = copy.deepcopy(self._closed)
-        for event in self._covered():
-            integral.add(event)
-        return integral.estimates()
+        return self._ledger.estimates()[0]
 
     @property
     def ledger(self) -> "pd.DataFrame":
-        """The events so far, one row each; needs pandas."""
+        """The events so far, one row each (fields of `Event`); needs pandas."""
         import pandas as pd
 
-        return pd.DataFrame([asdict(event) for event in [*self.events, *self._covered()]])
+        return pd.DataFrame([asdict(event) for event in self._ledger.rows()[0]])
+
+    @property
+    def tensors(self) -> "pd.DataFrame":
+        """The same by layer, class and tensor, one row an event and part (fields of `Part`); needs pandas."""
+        import pandas as pd
+
+        return pd.DataFrame([asdict(part) for part in self._ledger.rows()[1]])
+
+    def clip_grad_norm_(self, largest: float) -> Tensor:
+        """Clip as `torch.nn.utils.clip_grad_norm_` does, and count how often it bites.
+
+        Another's clipping by total norm is noticed at measured updates without this; the clip rate then
+        covers those alone. Unscale first (`scaler.unscale_(optimizer)`) where a GradScaler is used.
+        """
+        norm = clip_grad_norm_([member.parameter for member in self._members], largest)
+        self._survey.threshold, self._norm = largest, norm
+        self._clipped = self._clipped + (norm > largest)
+        self._seen += 1
+        return norm
+
+    def count(self, tokens: Tensor | float) -> None:
+        """Tell how many tokens the loss of the coming backward() averages over, before it.
+
+        Needed where a batch's loss is a mean over tokens and its parts have unequal numbers: one number for
+        each micro-batch, or a (B,) tensor of one for each example.
+        """
+        if self.due:
+            self._survey.counts.append(torch.as_tensor(tokens, dtype=torch.float64).flatten())
+
+    def observe(self, loss: Tensor | float) -> None:
+        """Give the loss of the coming update to the stability markers; it is looked at when measured only."""
+        self._loss = loss.detach() if isinstance(loss, Tensor) else loss
 
     def remove(self) -> None:
         """End the open interval and detach every hook; the ledger stays."""
-        self._close()
-        self._after_step.remove()
-        self._unlisten()
+        self._spend()
+        self._ledger.close()
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
+        self._disarm()
 
-    def _close(self) -> None:
-        for event in self._covered():
-            self.events.append(event)
-            self._closed.add(event)
-        self._open, self._rates = None, []
+    def state_dict(self) -> dict[str, Any]:
+        """All that a run resumed between two updates needs to go on as if never stopped: plain data."""
+        return {
+            "step": self._step,
+            "ledger": self._ledger.state_dict(),
+            "survey": self._survey.state_dict(),
+            "stability": {"history": self._stability.history, "lowest": self._stability.lowest},
+            "markers": {name: tuple(marker) for name, marker in self._markers.items()},
+            "clipped": float(self._clipped),
+            "seen": self._seen,
+            "spent": dict(self._spent),
+            "skipped": self.skipped,
+        }
 
-    def _covered(self) -> list[Event]:
-        """The open event with the learning rates of the updates that it covers up to now."""
-        if self._open is None:
-            return []
-        rates, decay = self._rates, self._decay()
-        return [
-            replace(
-                self._open,
-                updates=len(rates),
-                sum_lr=math.fsum(rates),
-                sum_lr2=math.fsum(rate * rate for rate in rates),
-                log_retention=math.fsum(2 * math.log1p(-rate * decay) for rate in rates),
-            )
-        ]
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over what `state_dict` of a meter with the same options gave."""
+        state = copy.deepcopy(state)
+        self._disarm()
+        self._step, self.skipped = state["step"], state["skipped"]
+        self._ledger.load_state_dict(state["ledger"])
+        self._survey.load_state_dict(state["survey"])
+        self._stability.history = state["stability"]["history"]
+        self._stability.lowest = state["stability"]["lowest"]
+        self._markers = {name: Marker(*marker) for name, marker in state["markers"].items()}
+        self._clipped, self._seen, self._spent = state["clipped"], state["seen"], state["spent"]
+        self._last = None
+        self._arm()
 
-    def _listen(self) -> None:
-        self._rows = {name: [] for name in self._names}
-        self._clip = 1.0
+    def _arm(self) -> None:
+        """Listen to the coming update if it is to be measured."""
+        if not self._due(self._step + 1):
+            return
+        self._norm = None
+        self._listener = self._survey.listen(self._step + 1)
 
-        def listener(name: str, parameter: Tensor) -> Callable[[Tensor], None]:
-            rows = self._rows[name]
+    def _disarm(self) -> None:
+        if self._listener is not None:
+            self._listener.stop()
+            self._listener.forget_layers()
+        self._listener = None
+        self._survey.stop()
 
-            # A leaf's hook sees what one backward() adds, before it is added.
-            def record(gradient: Tensor) -> None:
-                if parameter.grad is None:
-                    rows.clear()  # whatever came before was thrown away by zero_grad()
-                # A copy, because accumulation may adopt the tensor as .grad and then add to it in place.
-                rows.append(gradient.detach().clone().flatten())
-
-            return record
-
-        self._listeners = [p.register_hook(listener(name, p)) for name, p in self._names.items()]
-
-    def _unlisten(self) -> None:
-        for handle in self._listeners:
-            handle.remove()
-        self._listeners = []
+    def _before_step(self, *_: object) -> None:
+        if self.due:
+            self._survey.before_step()
 
     def _stepped(self, optimizer: torch.optim.Optimizer, *_: object) -> None:
         # Runs after every update, so it does next to nothing where nothing is measured.
+        if self.due:
+            infinite = getattr(optimizer, "found_inf", None)
+            if infinite is not None and infinite.item():
+                return  # a GradScaler with a fused optimizer calls step() for an update that it skips
         self._step += 1
-        rate = self._rate()
-        measured = self.due and self._measure(rate)
-        self._rates.append(rate)
-        self._waited += 1
-        if self._waited >= self._every:
-            self._listen()
-        if measured and self._open is not None:
-            total = self.reading()
-            self.last = Reading(
-                step=self._step,
-                lr=rate,
-                trace=Estimate(self._open.trace_pcp, self._open.trace_pcp_se),
-                pne=total["pne"],
-                pne2=total["pne2"],
-                ne=total["ne"],
-                retained=total["retained"],
-            )
+        rates = tuple(_kept(group["lr"]) for group in optimizer.param_groups)
+        if self.due:
+            self._measure(rates)
+        self._ledger.advance(rates)
+        self._arm()
 
-    def _rate(self) -> float:
-        """Learning rate of the step, the same in every group."""
-        groups = self._optimizer.param_groups
-        rate = groups[0]["lr"]
-        if len(groups) > 1 and any(group["lr"] != rate for group in groups):
-            raise InputError("optimizer", "groups of different lr", "give all parameter groups one lr")
-        return float(rate)
-
-    def _decay(self) -> float:
-        """Decoupled weight decay, the same in every group."""
-        groups = self._optimizer.param_groups
-        found = {g["weight_decay"] if g.get("decoupled_weight_decay") else 0.0 for g in groups}
-        if len(found) > 1:
-            raise InputError(
-                "optimizer", "groups of different weight_decay", "give all parameter groups one weight_decay"
-            )
-        return float(found.pop())
-
-    def _check_sum(self, name: str, total: Tensor, gradient: Tensor | None) -> None:
-        """What the optimizer used must be the sum of the contributions, times the known clip factor."""
-        used = torch.zeros_like(total) if gradient is None else gradient.detach().flatten()
-        if (used - self._clip * total).norm() > _ROUNDING * used.norm():
-            raise InputError(
-                f"gradient of {name}",
-                "is not the sum of this step's backward() calls",
-                "clip with meter.clip_grad_norm_ and scale no loss while measuring",
-            )
-
-    def _measure(self, rate: float) -> bool:
-        """Turn this update's contributions into an event that opens an interval; False if there is none."""
-        self._unlisten()
-        self._waited = 0
-        counts = {len(rows) for rows in self._rows.values()} - {0}
-        if counts in (set(), {1}):
+    @torch.no_grad()
+    def _measure(self, rates: tuple[Any, ...]) -> None:
+        listener, self._listener = self._listener, None
+        assert listener is not None
+        listener.stop()
+        norm = None if self._norm is None else self._norm.item()
+        try:
+            found = self._survey.measure(listener, self._step, float(rates[0]), norm)
+        finally:
+            self._survey.stop()
+        if found is None:
             self.skipped += 1
-            return False
-        if len(counts) != 1:
-            raise InputError(
-                "backward",
-                f"{sorted(counts)} contributions",
-                "every backward() must reach the same parameters",
-            )
-        size = counts.pop()
-        plain, weighted = torch.zeros(2, size, size, dtype=torch.float64).unbind()
-        for name, rows in self._rows.items():
-            if not rows:
-                continue
-            contributions = torch.stack(rows)
-            parameter = self._names[name]
-            self._check_sum(name, contributions.sum(0), parameter.grad)
-            variance = self._clip**2 * diagonal(contributions).view_as(parameter) if self._expected else None
-            p = preconditioner(self._optimizer, parameter, variance)
-            parts = gram(contributions * p.flatten()).cpu(), gram(contributions).cpu()
-            weighted += parts[0]
-            plain += parts[1]
-            self.tensors.append(TensorTrace(self._step, name, *map(trace_value, parts)))
-        self._close()
-        pcp, c = trace(weighted), trace(plain)
-        self._open = Event(
-            step=self._step,
-            updates=0,
-            learning_rate=rate,
-            sum_lr=0.0,
-            sum_lr2=0.0,
-            log_retention=0.0,
-            contributions=size,
-            clip=self._clip,
-            trace_pcp=pcp.value,
-            trace_pcp_se=pcp.stderr,
-            trace_c=c.value,
-            trace_c_se=c.stderr,
-            signal_pcp=weighted.sum().item(),
-            signal_c=plain.sum().item(),
+            return
+        event, by_tensor, shares = found
+        seen = self._seen or len(self._ledger.events) + 1
+        clipped = (
+            float(self._clipped)
+            if self._seen
+            else sum(e.clip < 1 for e in self._ledger.rows()[0]) + (event["clip"] < 1)
         )
-        self._rows = {}
-        return True
+        loss = float(self._loss)
+        event |= {"clip_rate": clipped / seen, "loss": loss, "second_moment": self._second_moment()}
+        self._spend()
+        groups = tuple(member.group for member in self._members) if shares else (0,)
+        decays = tuple(decoupled_decay(self._optimizer, g) for g in self._optimizer.param_groups)
+        self._ledger.start(Measurement(event, *by_tensor, groups, decays, shares))
+        self._markers = self._stability.update(
+            {name: event[name] for name in ("gradient_norm", "clip_rate", "second_moment", "loss")}
+        )
+
+    def _second_moment(self) -> float:
+        """Mean of the optimizer's second moment v; nan for one that has none."""
+        if not is_diagonal(self._optimizer):
+            return math.nan
+        moments = [read(self._optimizer, member.parameter).second for member in self._members[:64]]
+        known = [moment.float().mean() for moment in moments if moment is not None]
+        return torch.stack(known).mean().item() if known else math.nan
+
+    def _in_phase(self, name: str, cap: Cap) -> float:
+        """Exposure of a cap's phase up to now."""
+        covered = self._ledger.covered()
+        return self._spent[name] + (0.0 if covered is None else _within(covered[0], cap))
+
+    def _spend(self) -> None:
+        """Add the interval about to end to the phases that it is in; warn once where a cap is exceeded."""
+        covered = self._ledger.covered()
+        for name, cap in self.options.caps.items():
+            before = self._spent[name]
+            self._spent[name] += 0.0 if covered is None else _within(covered[0], cap)
+            if before <= cap.most < self._spent[name]:
+                warnings.warn(
+                    f"exposure cap {name}: {cap.definition} {self._spent[name]:.3g} exceeds {cap.most:.3g}",
+                    stacklevel=2,
+                )
+
+
+def _kept(rate: Any) -> Any:
+    """A learning rate as it is now; one on a device is copied there, so that nothing waits."""
+    return rate.detach().clone() if isinstance(rate, Tensor) else float(rate)
+
+
+def _within(event: Event, cap: Cap) -> float:
+    """The share of an interval's exposure that falls into a cap's phase."""
+    last = event.step + event.updates - 1
+    share = max(0, min(last, cap.last) - max(event.step, cap.first) + 1) / event.updates
+    weight, trace = {
+        "pne": (event.sum_lr, event.trace_pcp),
+        "pne2": (event.sum_lr2, event.trace_pcp),
+        "ne": (event.sum_lr2_c, event.trace_c),
+    }[cap.definition]
+    return share * weight * trace

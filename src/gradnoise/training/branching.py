@@ -59,6 +59,7 @@ def _settings(block: Block, cell: Cell) -> Settings:
         contributions=block.noise.contributions,
         every=max(1, block.noise.every_sequences // cell.batch),
         clip=block.optimizer.clip,
+        curvature_every=block.noise.curvature_every,
     )
 
 
@@ -84,7 +85,7 @@ def run(
         log = {
             "windows": [],
             "events": [],
-            "tensors": [],
+            "parts": [],
             "scores": [],
             "done": 0,
             "stopped": False,
@@ -160,5 +161,10 @@ def _score_branch(
 
 
 def _add(log: Log, segment: int, stretch: Stretch) -> None:
-    for name in ("windows", "events", "tensors"):
-        log[name] += [{"segment": segment, **asdict(row)} for row in getattr(stretch, name)]
+    for name in ("windows", "events", "parts"):
+        rows = [asdict(row) for row in getattr(stretch, name)]
+        # What was not measured is nan in the meter and null in a table.
+        log[name] += [
+            {"segment": segment, **{key: None if value != value else value for key, value in row.items()}}
+            for row in rows
+        ]

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from gradnoise.noise.exposure import TensorTrace, exposure
-from gradnoise.noise.integrals import Event
+from gradnoise.noise.exposure import exposure
+from gradnoise.noise.integrals import Event, Part
 from gradnoise.tasks.stream import Stream
 
 # Training sequences are drawn in numbered chunks, so sequence n is the same whatever the batch size.
@@ -65,6 +65,7 @@ class Settings:
     contributions: int
     every: int
     clip: float | None
+    curvature_every: int | None = None
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ class Stretch:
 
     windows: list[Window]
     events: list[Event]
-    tensors: list[TensorTrace]
+    parts: list[Part]
     diverged: bool
 
 
@@ -91,7 +92,14 @@ def train(
     same batch and measured. Losses are looked at once per window, so plain updates wait for nothing.
     """
     model, optimizer, start = state.model, state.optimizer, state.step
-    meter = exposure(model, optimizer, settings.every)
+    meter = exposure(
+        model,
+        optimizer,
+        settings.every,
+        estimator="micro",
+        curvature=None if settings.curvature_every is None else "mc_fisher",
+        curvature_every=settings.curvature_every or 1,
+    )
     parameters = list(model.parameters())
     windows: list[Window] = []
     losses: list[Tensor] = []
@@ -101,6 +109,7 @@ def train(
         for group in optimizer.param_groups:
             group["lr"] = now
         losses.append(_backward(model, inputs, targets, settings.contributions if meter.due else 1))
+        meter.observe(losses[-1])
         if settings.clip is not None:
             meter.clip_grad_norm_(settings.clip)
         optimizer.step()
@@ -121,8 +130,8 @@ def train(
     lost = min((event.step for event in meter.events if not _finite(event)), default=None)
     return Stretch(
         windows,
-        [replace(e, step=e.step + start) for e in finite if lost is None or e.step < lost],
-        [replace(t, step=t.step + start) for t in meter.tensors if lost is None or t.step < lost],
+        [_shifted(e, start) for e in finite if lost is None or e.step < lost],
+        [replace(p, step=p.step + start) for p in meter.parts if lost is None or p.step < lost],
         diverged=lost is not None or windows[-1].loss is None,
     )
 
@@ -147,6 +156,12 @@ def _window(state: State, rate: float, losses: Tensor) -> Window:
     finite = bool(losses.isfinite().all())
     mean = losses.double().mean().item() if finite else None
     return Window(state.step, rate, mean, state.loss_hash)
+
+
+def _shifted(event: Event, start: int) -> Event:
+    """The meter counts from the start of its stretch, the run from its own."""
+    curvature = event.curvature_step + start if event.curvature_step else 0
+    return replace(event, step=event.step + start, curvature_step=curvature)
 
 
 def _finite(event: Event) -> bool:

@@ -10,7 +10,7 @@ import torch
 from gradnoise.base import layout
 from gradnoise.base.files import sha256, sha256_of
 from gradnoise.base.study import Block, TextTask, load_study
-from gradnoise.base.tables import NOISE_EVENTS, NOISE_TENSORS, SCORES, TRAJECTORY, write_table
+from gradnoise.base.tables import NOISE_EVENTS, NOISE_PARTS, SCORES, TRAJECTORY, write_table
 from gradnoise.base.vocabulary import study_label
 from gradnoise.tasks.stream import stream
 from gradnoise.training.branching import Log, run
@@ -73,8 +73,8 @@ def _write(
             {**run_columns, "sequences": row["step"] * cell.batch, **row} for row in log["windows"]
         ]
         tables["noise_events"] += [{**run_columns, **row} for row in log["events"]]
-        tables["noise_tensors"] += [{"run_id": member["run_id"], **row} for row in log["tensors"]]
-    schemas = (SCORES, TRAJECTORY, NOISE_EVENTS, NOISE_TENSORS)
+        tables["noise_parts"] += [{"run_id": member["run_id"], **row} for row in log["parts"]]
+    schemas = (SCORES, TRAJECTORY, NOISE_EVENTS, NOISE_PARTS)
     for name, schema in zip(layout.RUN_TABLES, schemas, strict=True):
         rows = tables[name]
         columns = {column.name: [row[column.name] for row in rows] for column in schema.columns}
