@@ -11,11 +11,13 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch._C import _current_graph_task_id
+from torch._C._functorch import peek_interpreter_stack
 
 from gradnoise.base.errors import InputError
 
 # Coordinates of per-example gradients formed at once: small enough to stay in a processor's cache.
-PIECE = 1 << 18
+PIECE = 1 << 19
 SUPPORTED = "Linear, LayerNorm, RMSNorm, Embedding"
 MEND = "accumulate micro-batches (estimator='micro') or take estimator='hutchinson'"
 
@@ -28,6 +30,9 @@ class Call:
     role: str
     seen: Tensor
     back: Tensor | None = None
+    # Of a table: the rows that the whole batch looked up. The number of the backward pass.
+    looked_up: Tensor | None = None
+    task: int = -1
 
 
 @dataclass
@@ -65,6 +70,11 @@ def unsupported(model: nn.Module, parameters: set[Tensor]) -> list[str]:
     return found
 
 
+def heard() -> bool:
+    """Whether a backward() may follow a forward pass made now: gradients are on, no function transform."""
+    return torch.is_grad_enabled() and peek_interpreter_stack() is None
+
+
 class Capture:
     """Hooks on the layers that own `parameters`; `examples`: how many of the batch's first examples to keep.
 
@@ -73,9 +83,10 @@ class Capture:
 
     def __init__(self, model: nn.Module, parameters: set[Tensor], examples: int | None) -> None:
         self._parameters, self.examples = parameters, examples
-        # Of the forward pass under way, told by whoever sees the model's inputs: examples, and whether tokens
-        # have a dimension of their own.
-        self.batch, self.has_tokens = 0, True
+        # Of the forward pass under way, told by whoever sees the model's inputs: examples, whether tokens
+        # have a dimension of their own and how long it is, and inputs of one dimension.
+        self.batch, self.has_tokens, self.length = 0, True, 0
+        self.given: list[Tensor] = []
         self.calls: list[Call] = []
         self.fault: InputError | None = None
         self._handles: list[Any] = []
@@ -93,20 +104,26 @@ class Capture:
 
     def remove(self) -> None:
         """Detach every hook and drop what was kept."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles = []
-        self.clear()
-
-    def clear(self) -> None:
+        self.stop()
         self.calls = []
 
+    def stop(self) -> None:
+        """Detach every hook; what was kept stays."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles, self.given = [], []
+
+    def keep(self, task: int) -> None:
+        """Drop what other backward passes than this one left."""
+        self.calls = [call for call in self.calls if call.task == task]
+
     def _forward(self, layer: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor | None:
-        if self.fault is not None or not (torch.is_grad_enabled() and output.requires_grad):
+        if self.fault is not None or not (heard() and output.requires_grad):
             return None
         seen, replaced = inputs[0], None
         kind = str(kind_of(layer))
-        if kind == "embedding" and (len(seen) == 1 if seen.ndim > 1 else self.has_tokens) and self.batch > 1:
+        looked_up = seen.detach() if kind == "embedding" else None
+        if kind == "embedding" and self.batch > 1 and self._is_shared(layer, seen):
             # Position ids of shape (1, T) or (T,) serve every example. Expanded here, the gradient that comes
             # back is still one per example; summing it is then done by expand's backward instead of by
             # broadcasting's.
@@ -114,16 +131,34 @@ class Capture:
             seen = rows.expand(self.batch, *rows.shape[1:]).contiguous()
             wide = output if output.ndim == rows.ndim + 1 else output[None]
             replaced = output = wide.expand(self.batch, *rows.shape[1:], -1)
-        elif kind == "embedding" and seen.ndim == 1 and self.has_tokens:
+        elif kind == "embedding" and seen.ndim == 1 and self.has_tokens and self.batch == 1 < len(seen):
             seen = seen[None]
+        if self.fault is not None:
+            return None
         if len(seen) != self.batch:
             name = f"layer {type(layer).__name__}"
             mend = f"must be the batch's {self.batch} examples: {MEND}"
             self.fault = InputError(name, f"leading dimension {len(seen)}", mend)
             return None
-        call = Call(layer, kind, self._kept(seen.detach()))
+        call = Call(layer, kind, self._kept(seen.detach()), looked_up=looked_up)
         output.register_hook(lambda gradient: self._backward(call, gradient))  # type: ignore[no-untyped-call]
         return replaced
+
+    def _is_shared(self, layer: nn.Module, ids: Tensor) -> bool:
+        """Whether ids serve every example, as positions do: (1, T) or (T,); classes of examples are (B,)."""
+        if ids.ndim != 1 or not self.has_tokens:
+            return ids.ndim > 1 and len(ids) == 1
+        if len(ids) != self.batch or self.length != self.batch:
+            return len(ids) != self.batch
+        # As many examples as tokens: positions count up and are made by the model, classes are its input.
+        counts_up, given = bool((ids.diff() == 1).all()), any(torch.equal(ids, v) for v in self.given)
+        if counts_up == given:
+            self.fault = InputError(
+                f"layer {type(layer).__name__}",
+                f"ids of shape ({len(ids)},)",
+                f"may be positions or classes of {self.batch} examples: give positions as (1, T), or {MEND}",
+            )
+        return counts_up
 
     def _kept(self, rows: Tensor) -> Tensor:
         if self.examples is None or self.examples >= len(rows):
@@ -137,6 +172,7 @@ class Capture:
         call.back = self._kept(
             rows.reshape(self.batch, -1, rows.shape[-1]) if len(rows) != self.batch else rows
         )
+        call.task = _current_graph_task_id()
         self.calls.append(call)
 
     def sources(self) -> Iterator[Source]:
@@ -158,11 +194,13 @@ def is_table(source: Source) -> bool:
     return all(call.role == "embedding" for call in source.calls)
 
 
-def visit(source: Source, do: Callable[[Tensor, Take, Put], None]) -> None:
+def visit(
+    source: Source, do: Callable[[Tensor, Take, Put], None], scale: float = 1.0, centre: Tensor | None = None
+) -> None:
     """Call do(G, take, put) for pieces of the per-example gradients; of a table, its touched rows only.
 
-    G (b, coordinates); `take(flat)` gives the same coordinates of a flat tensor of the parameter's size, and
-    `put(flat, values)` writes them.
+    G (b, coordinates) is times `scale` less `centre` (flat, of the parameter's size). `take(flat)` gives the
+    same coordinates of a flat tensor of that size, and `put(flat, values)` writes them.
     """
     parameter = source.parameter
     width = parameter[0].numel() if parameter.ndim > 1 else 1
@@ -176,9 +214,6 @@ def visit(source: Source, do: Callable[[Tensor, Take, Put], None]) -> None:
     for first in range(0, length, step):
         last = min(first + step, length)
         rows = slice(first, last) if touched is None else touched[first:last]
-        piece = _piece(source.calls[0], parameter, rows, dtype)
-        for call in source.calls[1:]:
-            piece = piece + _piece(call, parameter, rows, dtype)
 
         def take(flat: Tensor, rows: slice | Tensor = rows) -> Tensor:
             return flat.view(len(parameter), -1)[rows].flatten()
@@ -186,6 +221,10 @@ def visit(source: Source, do: Callable[[Tensor, Take, Put], None]) -> None:
         def put(flat: Tensor, values: Tensor, rows: slice | Tensor = rows) -> None:
             flat.view(len(parameter), -1)[rows] = values.view(-1, width)
 
+        start = None if centre is None else take(centre).view(-1, *parameter.shape[1:])
+        piece = _piece(source.calls[0], parameter, rows, dtype, scale, start)
+        for call in source.calls[1:]:
+            piece = piece + _piece(call, parameter, rows, dtype, scale, None)
         do(piece.reshape(examples, -1), take, put)
 
 
@@ -198,27 +237,40 @@ def _tokens(call: Call, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     return ids, back if padding is None else back * (ids != cast(int, padding)).unsqueeze(-1)
 
 
-def _piece(call: Call, parameter: Tensor, rows: slice | Tensor, dtype: torch.dtype) -> Tensor:
-    """Some rows of the parameter's gradient by one call, for each example: (b, rows, ...)."""
+def _piece(
+    call: Call,
+    parameter: Tensor,
+    rows: slice | Tensor,
+    dtype: torch.dtype,
+    scale: float,
+    centre: Tensor | None,
+) -> Tensor:
+    """Some rows of the parameter's gradient by one call, for each example, as in `visit`: (b, rows, ...)."""
     layer, kind = call.layer, call.role
     assert call.back is not None
-    if kind == "embedding":
-        return _looked_up(call, rows, dtype)
-    back = _flat(call.back, 1, dtype)
-    if parameter is getattr(layer, "bias", None):
-        return _flat(call.back, _output_dims(layer, kind), dtype)[..., rows].sum(1)
-    if kind == "linear":
-        return back[..., rows].transpose(1, 2) @ _flat(call.seen, 1, dtype)
-    if kind == "conv1d":
-        return _flat(call.seen, 1, dtype)[..., rows].transpose(1, 2) @ back
-    normal = _normalised(call, dtype)
-    return (normal * call.back.to(dtype).view_as(normal))[:, :, rows].sum(1)
+    if kind in ("linear", "conv1d") and parameter is not getattr(layer, "bias", None):
+        left, right = _flat(call.back, 1, dtype), _flat(call.seen, 1, dtype)
+        if kind == "conv1d":
+            left, right = right, left
+        left = left[..., rows].transpose(1, 2)
+        if centre is not None:  # in one go with the product
+            return torch.baddbmm(centre, left, right, beta=-1, alpha=scale)
+        piece = left @ right
+    elif kind == "embedding":
+        piece = _looked_up(call, rows, dtype)
+    elif parameter is getattr(layer, "bias", None):
+        piece = _flat(call.back, _output_dims(layer, kind), dtype)[..., rows].sum(1)
+    else:
+        normal = _normalised(call, dtype)
+        piece = (normal * call.back.to(dtype).view_as(normal))[:, :, rows].sum(1)
+    piece = piece if scale == 1.0 else piece * scale
+    return piece if centre is None else piece - centre
 
 
 def _looked_up(call: Call, rows: slice | Tensor, dtype: torch.dtype) -> Tensor:
     ids, back = _tokens(call, dtype)
     wanted = torch.arange(rows.start, rows.stop, device=ids.device) if isinstance(rows, slice) else rows
-    place = torch.searchsorted(wanted, ids).clamp_max(len(wanted) - 1)
+    place = torch.searchsorted(wanted, ids.contiguous()).clamp_max(len(wanted) - 1)
     example, token = (wanted[place] == ids).nonzero(as_tuple=True)
     piece = torch.zeros(len(ids), len(wanted), back.shape[-1], dtype=dtype, device=back.device)
     return piece.index_put_((example, place[example, token]), back[example, token], accumulate=True)
@@ -258,6 +310,8 @@ def factors(call: Call, parameter: Tensor) -> tuple[Tensor, Tensor, int]:
     if call.role == "embedding":
         ids, back = _tokens(call, dtype)
         counts = torch.bincount(ids.flatten(), minlength=len(parameter))
+        if call.layer.padding_idx is not None:
+            counts[cast(int, call.layer.padding_idx)] = 0  # never trained: P there is 1/eps
         return counts.double(), _squares(back.flatten(0, 1)), ids.numel()
     assert call.back is not None
     back = _flat(call.back, _output_dims(call.layer, call.role), dtype).flatten(0, 1).flatten(1)

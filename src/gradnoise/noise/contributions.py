@@ -1,442 +1,389 @@
-"""From what hooks recorded of one update to its `Statistics`."""
+"""From what hooks recorded of one update to its `Statistics`.
 
-import copy
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+Contributions are handled in pieces of some coordinates, small enough for a processor's cache: their distances
+d_r = h_r - w_r g from the batch's gradient, P there, and what both add to the sums.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import cast
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from gradnoise.base.errors import InputError
-from gradnoise.noise.capture import Capture, Put, Source, Take, is_table, visit
+from gradnoise.noise.capture import MEND, Capture, Put, Source, Take, is_table, visit
 from gradnoise.noise.estimators import Statistics
-from gradnoise.noise.preconditioners import Filter, Preconditioner, learning_filter, read
-from gradnoise.noise.spectrum import Sketch
+from gradnoise.noise.preconditioners import Preconditioner
+from gradnoise.noise.update import ROUNDING, Member, Rows, Update, wide
 
-# Coordinates handled at once: enough that calls do not cost more than numbers, few enough for a cache.
-CHUNK = 1 << 18
-# A gradient in half precision is a sum up to its rounding.
-ROUNDING = 0.02
-# Per-example Gram matrices cost b^2 products a coordinate: no more examples than this enter the spectrum.
-SPECTRUM_EXAMPLES = 16
+# Numbers in a piece of R contributions.
+PIECE = 1 << 19
+# Inner products between contributions cost R products a coordinate: of more than MANY, only FEW are compared.
+MANY, FEW = 16, 8
 
 
-@dataclass(frozen=True)
-class Member:
-    """A measured parameter: its name, group, layer and class, and which of its coordinates are kept.
-
-    `index`: kept flat coordinates, None for all; each stands for `scale` of them.
-    """
-
-    name: str
-    parameter: Tensor
-    group: int
-    layer: str
-    part: str
-    index: Tensor | None = None
-    scale: float = 1.0
-
-    @property
-    def kept(self) -> int:
-        return self.parameter.numel() if self.index is None else len(self.index)
-
-    def take(self, flat: Tensor) -> Tensor:
-        """The kept coordinates of a flat tensor."""
-        return flat if self.index is None else flat[self.index]
-
-
-@dataclass
-class Update:
-    """An update just made: the optimizer after its step, with the gradients that it used.
-
-    `clip`: factor s by which the summed gradient was multiplied; `unscale`: what a recorded gradient is
-    multiplied by to undo loss scaling and to count for one of `world` processes. `expected`: put the expected
-    square of this batch's noise into P (else read it as it is). `previous`: P of the step before, to be used
-    instead.
-    """
-
-    optimizer: torch.optim.Optimizer
-    members: Sequence[Member]
-    clip: float = 1.0
-    unscale: float = 1.0
-    expected: bool = True
-    previous: dict[Tensor, Tensor] | None = None
-    root_mean_squares: dict[Tensor, float] = field(default_factory=dict)
-    process_group: "dist.ProcessGroup | None" = None
-    # Every how many coordinates of each contribution are kept for tail indices; 0: none.
-    sample_every: int = 0
-    sketch: Sketch | None = None
-    # Where given, P of every whole parameter is left here.
-    kept: dict[Tensor, Tensor] | None = None
-
-    @property
-    def world(self) -> int:
-        return 1 if self.process_group is None else dist.get_world_size(self.process_group)
-
-    def preconditioner(self, member: Member) -> Preconditioner:
-        """The member's P, full."""
-        if self.previous is not None:
-            before = self.previous[member.parameter]
-            return Preconditioner(member.parameter, before, 0.0, torch.clone)
-        return read(self.optimizer, member.parameter, self.optimizer.param_groups[member.group])
-
-    def filter(self, member: Member) -> Filter:
-        group = self.optimizer.param_groups[member.group]
-        return learning_filter(
-            self.optimizer, member.parameter, self.root_mean_squares.get(member.parameter, 0.0), group
-        )
-
-    def gradient(self, member: Member, dtype: torch.dtype) -> Tensor:
-        """The batch's gradient before clipping, unscaled: flat, whole."""
-        gradient = member.parameter.grad
-        if gradient is None:
-            return torch.zeros(member.parameter.numel(), dtype=dtype, device=member.parameter.device)
-        return gradient.detach().flatten().to(dtype) / self.clip
-
-    def total(self, values: Tensor) -> Tensor:
-        """Sum over processes."""
-        if self.process_group is not None:
-            dist.all_reduce(values, group=self.process_group)
-        return values
-
-    def gathered(self, values: Tensor) -> list[Tensor]:
-        """The same-shaped tensor of every process, in order of rank."""
-        if self.process_group is None:
-            return [values]
-        found = [torch.empty_like(values) for _ in range(self.world)]
-        dist.all_gather(found, values.contiguous(), group=self.process_group)
-        return found
-
-
-def wide(parameter: Tensor) -> torch.dtype:
-    """The dtype to square and sum in: never below float32."""
-    return torch.promote_types(parameter.dtype, torch.float32)
-
-
-def chunks(members: Sequence[Member]) -> list[list[Member]]:
-    """Consecutive members of one device and dtype that together have about CHUNK coordinates."""
-    found: list[list[Member]] = []
-    size = CHUNK
-    for member in members:
-        kind = member.parameter.device, member.parameter.dtype
-        same = found and (found[-1][0].parameter.device, found[-1][0].parameter.dtype) == kind
-        if not same or size + member.kept > CHUNK:
-            found.append([])
-            size = 0
-        found[-1].append(member)
-        size += member.kept
-    return found
-
-
-@dataclass
 class _Sums:
-    """What the pieces of one process add up to; columns are its contributions."""
+    """What the pieces of one process add up to: of n tensors and its R contributions."""
 
-    pcp: list[Tensor] = field(default_factory=list)
-    c: list[Tensor] = field(default_factory=list)
-    signal_pcp: list[Tensor] = field(default_factory=list)
-    signal_c: list[Tensor] = field(default_factory=list)
-    trace_p: list[Tensor] = field(default_factory=list)
-    inner_pcp: Tensor | float = 0.0
-    inner_c: Tensor | float = 0.0
-    gram: Tensor | float = 0.0
-    extra: list[float] = field(default_factory=lambda: [0.0, 0.0])
-    sample: list[Tensor] = field(default_factory=list)
-    sketch: Tensor | float = 0.0
-    done: int = 0
+    def __init__(self, update: Update, shares: Tensor) -> None:
+        device, tensors = update.members[0].parameter.device, len(update.members)
+        self.update, self.shares = update, shares
+        self.few = len(shares) if len(shares) <= MANY else FEW
+        self.within = (shares * (1 - shares)).sum().item()
 
-    def statistics(self, update: Update, shares: Tensor) -> Statistics:
+        def zeros(*shape: int) -> Tensor:
+            return torch.zeros(*shape, dtype=torch.float64, device=device)
+
+        self.pcp, self.c = zeros(tensors, len(shares)), zeros(tensors, len(shares))
+        self.signal_pcp, self.signal_c, self.trace_p = zeros(tensors), zeros(tensors), zeros(tensors)
+        self.inner = zeros(2, self.few)
+        self.gram = zeros(self.few, self.few)
+        self.extra = [0.0, 0.0]
+        self.sample: list[Tensor] = []
+        self.sketch: Tensor | None = None
+        self._done = 0
+
+    def absorb(
+        self, places: list[tuple[int, int]], distances: Tensor, squares: Tensor, gradient: Tensor, p: Tensor
+    ) -> None:
+        """Add a piece: `places`: (tensor, coordinates) end to end; d and d^2 (R, m), gradient and P (m,)."""
+        weighted = distances[: self.few] * p
+        weights, strong = p.square(), gradient * p
+        spans = torch.stack([strong.square(), gradient.square(), p])
+        first = 0
+        for tensor, size in places:
+            span = slice(first, first + size)
+            first += size
+            self.pcp[tensor] += squares[:, span] @ weights[span]
+            self.c[tensor] += squares[:, span].sum(1)
+            totals = spans[:, span].sum(1, dtype=torch.float64)
+            self.signal_pcp[tensor] += totals[0]
+            self.signal_c[tensor] += totals[1]
+            self.trace_p[tensor] += totals[2]
+        self.inner[0] += weighted @ strong
+        self.inner[1] += distances[: self.few] @ gradient
+        self.gram += weighted @ weighted.T
+        if self.update.sample_every:
+            self.sample.append(distances[:, :: self.update.sample_every])
+        if self.update.sketch is not None:
+            part = self.update.sketch.project(distances * p, self._done)
+            self.sketch = part if self.sketch is None else self.sketch + part
+        self._done += distances.shape[1]
+
+    def untouched(self, tensor: int, gradient: Tensor, p: Tensor) -> None:
+        """Add coordinates that no contribution here touched: there d_r = -w_r g."""
+        sums = torch.stack([(gradient * p).square(), gradient.square(), p]).sum(1, dtype=torch.float64)
+        shares = self.shares.to(sums)
+        self.pcp[tensor] += shares.square() * sums[0]
+        self.c[tensor] += shares.square() * sums[1]
+        self.signal_pcp[tensor] += sums[0]
+        self.signal_c[tensor] += sums[1]
+        self.trace_p[tensor] += sums[2]
+        some = shares[: self.few]
+        self.inner -= some * sums[:2, None]
+        self.gram += some[:, None] * some * sums[0]
+
+    def statistics(self) -> Statistics:
         """Join all processes' contributions; only scalars cross the network."""
-        assert isinstance(self.inner_pcp, Tensor)
-        assert isinstance(self.inner_c, Tensor)
-        assert isinstance(self.gram, Tensor)
-        pcp, c = torch.cat(self.pcp), torch.cat(self.c)
-        device = pcp.device
-        columns = torch.cat([pcp, c, self.inner_pcp[None], self.inner_c[None], shares.to(device)[None]])
-        joined = torch.cat(update.gathered(columns), 1).cpu()
-        count = len(pcp)
-        grams = tuple(gram.cpu() for gram in update.gathered(self.gram))
+        update, count = self.update, len(self.pcp)
+        shares = self.shares.to(self.pcp)
+        joined = torch.cat(update.gathered(torch.cat([self.pcp, self.c, shares[None]])), 1).cpu()
+        inner = torch.cat(update.gathered(self.inner), 1).cpu()
+        # The batch's, so the same for all but for the order of summation: all take the first process's.
+        totals = update.gathered(torch.stack([self.signal_pcp, self.signal_c, self.trace_p]))[0].cpu()
+        extra = torch.stack(update.gathered(torch.tensor(self.extra).to(self.pcp))).mean(0).tolist()
+        chosen = [r * len(shares) + n for r in range(update.world) for n in range(self.few)]
         ratio = [update.filter(member).total for member in update.members]
         return Statistics(
             shares=joined[-1],
             pcp=joined[:count],
             c=joined[count : 2 * count],
-            signal_pcp=torch.cat(self.signal_pcp).cpu(),
-            signal_c=torch.cat(self.signal_c).cpu(),
-            inner_pcp=joined[-3],
-            inner_c=joined[-2],
-            grams=grams,
-            trace_p=torch.cat(self.trace_p).cpu(),
+            signal_pcp=totals[0],
+            signal_c=totals[1],
+            inner_pcp=inner[0],
+            inner_c=inner[1],
+            few=None if self.few == len(shares) else torch.tensor(chosen),
+            grams=tuple(gram.cpu() for gram in update.gathered(self.gram)),
+            trace_p=totals[2],
             ratio=torch.tensor(ratio, dtype=torch.float64),
-            probe_variance=(self.extra[0], self.extra[1]),
+            probe_variance=(extra[0], extra[1]),
             sample=torch.cat(self.sample, 1).cpu() if self.sample else None,
-            sketch=self.sketch if isinstance(self.sketch, Tensor) else None,
+            sketch=None if self.sketch is None else torch.cat(update.gathered(self.sketch)),
         )
 
 
-Rows = dict[str, list[Tensor]]
+@dataclass(frozen=True)
+class _Stretch:
+    """Some kept coordinates of a member, from `first` to before `last`."""
+
+    tensor: int
+    member: Member
+    first: int
+    last: int
+
+    def of(self, kept: Tensor) -> Tensor:
+        """Of a flat tensor of the kept coordinates, those of the stretch."""
+        return kept if self.last - self.first == len(kept) else kept[self.first : self.last]
+
+    def take(self, flat: Tensor) -> Tensor:
+        """The stretch's coordinates of a flat tensor of the whole parameter."""
+        if self.member.index is None:
+            return self.of(flat)
+        return flat[self.member.index[self.first : self.last]]
+
+
+def _pieces(members: Sequence[Member], limit: int) -> Iterator[list[_Stretch]]:
+    """Stretches end to end, of one device and dtype, together up to `limit` coordinates."""
+    piece: list[_Stretch] = []
+    room, kind = limit, None
+    for tensor, member in enumerate(members):
+        own = member.parameter.device, member.parameter.dtype
+        first = 0
+        while first < member.kept:
+            if piece and (room == 0 or own != kind):
+                yield piece
+                piece, room = [], limit
+            last = min(member.kept, first + room)
+            piece.append(_Stretch(tensor, member, first, last))
+            kind, room, first = own, room - (last - first), last
+    if piece:
+        yield piece
 
 
 def from_rows(update: Update, rows: Rows, shares: Tensor) -> Statistics:
-    """Statistics from whole contributions: `rows[name]` holds R flat gradients (the kept coordinates).
+    """Statistics from whole contributions.
 
     `shares` (R,), float64: w_r of this process's contributions in the batch of all processes.
     """
-    sums = _Sums()
-    for chunk in chunks(update.members):
-        _add_rows(sums, update, chunk, rows, shares)
-    return sums.statistics(update, shares)
+    sums = _Sums(update, shares)
+    readers = {m.parameter: update.preconditioner(m) for m in update.members}
+    whole = {
+        m.parameter: _whole(update, readers[m.parameter], m, rows, shares)
+        for m in update.members
+        if not readers[m.parameter].elementwise
+    }
+    for piece in _pieces(update.members, max(1, PIECE // len(shares))):
+        distances, gradient = _distances(update, piece, rows, shares)
+        squares = distances.square()
+        fed = _fed(update, squares, sums.within) if update.expected else None
+        p = torch.cat(_read(update, piece, readers, whole, fed))
+        if any(stretch.member.index is not None for stretch in piece):
+            distances, squares, gradient = _scaled(sums, piece, distances, gradient, p)
+        sums.absorb([(s.tensor, s.last - s.first) for s in piece], distances, squares, gradient, p)
+    for tensor, member in enumerate(update.members):
+        sums.trace_p[tensor] *= member.scale
+    return sums.statistics()
 
 
-def _add_rows(sums: _Sums, update: Update, chunk: list[Member], rows: Rows, shares: Tensor) -> None:
-    dtype, sizes = wide(chunk[0].parameter), [member.kept for member in chunk]
-    contributions = torch.stack(
-        [torch.cat([rows[member.name][r] for member in chunk]) for r in range(len(shares))]
-    ).to(dtype)
-    if update.unscale != 1.0:
-        contributions = contributions * update.unscale
-    if update.world == 1:
-        gradient = contributions.sum(0)
-    else:
-        gradient = torch.cat([member.take(update.gradient(member, dtype)) for member in chunk])
-    weights = shares.to(gradient)
-    distances = contributions.addr_(weights, gradient, alpha=-1)  # d_r = h_r - w_r g
-    within = (shares * (1 - shares)).sum()
-    variance = None
-    if update.expected:
-        local = torch.cat([distances.square().sum(0), within.to(gradient)[None]])
-        local = update.total(local)
-        variance = local[:-1] * (update.clip**2 / local[-1])
-    p = _preconditioners(update, chunk, variance)
-    scales = None
-    if any(member.index is not None for member in chunk):
-        # A kept coordinate stands for several: weighted so that sums of squares are those of the whole
-        # tensor.
-        scales = torch.cat([torch.full((member.kept,), member.scale) for member in chunk]).to(gradient)
-        _add_sampling_variance(sums, chunk, distances, p, within.item())
-        distances, gradient = distances * scales.sqrt(), gradient * scales.sqrt()
-    weighted = distances * p
-    strong = gradient * p
-    sums.pcp.append(_squares(weighted, sizes))
-    sums.c.append(_squares(distances, sizes))
-    sums.signal_pcp.append(_squares(strong[None], sizes)[:, 0])
-    sums.signal_c.append(_squares(gradient[None], sizes)[:, 0])
-    spread = p if scales is None else p * scales
-    sums.trace_p.append(torch.stack([part.sum(dtype=torch.float64) for part in torch.split(spread, sizes)]))
-    sums.inner_pcp = sums.inner_pcp + (weighted @ strong).double()
-    sums.inner_c = sums.inner_c + (distances @ gradient).double()
-    sums.gram = sums.gram + (weighted @ weighted.T).double()
-    if update.sample_every:
-        sums.sample.append(distances[:, :: update.sample_every])
-    if update.sketch is not None:
-        sums.sketch = sums.sketch + update.sketch.project(weighted, sums.done)
-    sums.done += weighted.shape[1]
-
-
-def _preconditioners(update: Update, chunk: list[Member], variance: Tensor | None) -> Tensor:
-    """P of a chunk's kept coordinates, end to end."""
-    parts = (
-        [None] * len(chunk) if variance is None else torch.split(variance, [member.kept for member in chunk])
+def _distances(update: Update, piece: list[_Stretch], rows: Rows, shares: Tensor) -> tuple[Tensor, Tensor]:
+    """d_r = h_r - w_r g, (R, m), and g (m,), unscaled and before clipping."""
+    parameter = piece[0].member.parameter
+    dtype = wide(parameter)
+    distances = torch.empty(
+        len(shares), sum(s.last - s.first for s in piece), dtype=dtype, device=parameter.device
     )
-    found = []
-    for member, part in zip(chunk, parts, strict=True):
-        p = update.preconditioner(member)
-        if member.index is None or p.elementwise:
-            found.append(p(part, member.take if member.index is not None else None))
-            if update.kept is not None and member.index is None:
-                update.kept[member.parameter] = found[-1]
+    first = 0
+    for stretch in piece:
+        span = slice(first, first + stretch.last - stretch.first)
+        first = span.stop
+        for r, row in enumerate(rows[stretch.member.name]):
+            distances[r, span] = stretch.of(row)
+    if update.unscale != 1.0:
+        distances *= update.unscale
+    if update.world == 1:
+        gradient = distances.sum(0)
+    else:
+        gradient = torch.cat([s.take(update.gradient(s.member, dtype)) for s in piece])
+    return distances.addr_(shares.to(gradient), gradient, alpha=-1), gradient
+
+
+def _fed(update: Update, squares: Tensor, within: float) -> Tensor:
+    """Diagonal of C/B of what the optimizer was fed: sum_r d_r^2 / sum_r w_r (1 - w_r)."""
+    ones = torch.ones(len(squares), dtype=squares.dtype, device=squares.device)
+    return _everywhere(update, ones @ squares, within)
+
+
+def _everywhere(update: Update, squares: Tensor, within: float) -> Tensor:
+    """`_fed` from this process's sum_r d_r^2; every process must call this alike."""
+    if update.world > 1:
+        both = update.total(torch.cat([squares, torch.full_like(squares[:1], within)]))
+        squares, within = both[:-1], both[-1].item()
+    return squares * (update.clip**2 / within)
+
+
+def _read(
+    update: Update,
+    piece: list[_Stretch],
+    readers: dict[Tensor, Preconditioner],
+    whole: dict[Tensor, Tensor],
+    fed: Tensor | None,
+) -> list[Tensor]:
+    """P of each stretch."""
+    found, first = [], 0
+    for stretch in piece:
+        parameter = stretch.member.parameter
+        last = first + stretch.last - stretch.first
+        if parameter in whole:
+            p = stretch.take(whole[parameter])
         else:
-            found.append(p(None, member.take))  # sampled coordinates do not show the whole tensor's variance
-    return torch.cat(found)
+            p = readers[parameter](None if fed is None else fed[first:last], stretch.take)
+        if update.kept is not None and stretch.member.index is None:
+            kept = update.kept.setdefault(parameter, torch.empty_like(parameter, dtype=p.dtype).flatten())
+            kept[stretch.first : stretch.last] = p
+        found.append(p)
+        first = last
+    return found
 
 
-def _squares(rows: Tensor, sizes: list[int]) -> Tensor:
-    """(n, R) squared norms of the pieces of R vectors."""
-    norms = [
-        torch.linalg.vector_norm(part, dim=1, dtype=torch.float64) for part in torch.split(rows, sizes, 1)
-    ]
-    return torch.stack(norms).square()
+def _whole(update: Update, reader: Preconditioner, member: Member, rows: Rows, shares: Tensor) -> Tensor:
+    """P of a parameter whose optimizer mixes coordinates; sampled ones do not show all's variance."""
+    fed = None
+    if update.expected and member.index is None:
+        distances, _ = _distances(update, [_Stretch(0, member, 0, member.kept)], rows, shares)
+        fed = _fed(update, distances.square(), (shares * (1 - shares)).sum().item())
+    return reader(fed)
 
 
-def _add_sampling_variance(
-    sums: _Sums, chunk: list[Member], distances: Tensor, p: Tensor, within: float
-) -> None:
-    """Variance of the traces from looking at some coordinates only (drawn without replacement)."""
-    squares = distances.double().square().sum(0) / within
-    for n, terms in enumerate((squares * p.double().square(), squares)):
-        for member, part in zip(chunk, torch.split(terms, [member.kept for member in chunk]), strict=True):
-            if member.index is not None and len(part) > 1:
-                left = 1 - 1 / member.scale
-                sums.extra[n] += left * len(part) * (part * member.scale).var().item()
+def _scaled(
+    sums: _Sums, piece: list[_Stretch], distances: Tensor, gradient: Tensor, p: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Kept coordinates weighted so that sums of squares are those of whole tensors.
+
+    What looking at some coordinates only (drawn without replacement) adds to the variance goes into `extra`.
+    """
+    scales = torch.cat([torch.full((s.last - s.first,), s.member.scale) for s in piece]).to(gradient)
+    distances, gradient = distances * scales.sqrt(), gradient * scales.sqrt()
+    squares = distances.square()
+    terms = squares.sum(0, dtype=torch.float64) / sums.within
+    first = 0
+    for stretch in piece:
+        span = slice(first, first + stretch.last - stretch.first)
+        first = span.stop
+        if stretch.member.index is not None and span.stop - span.start > 1:
+            left = (1 - 1 / stretch.member.scale) * (span.stop - span.start)
+            sums.extra[0] += left * (terms[span] * p[span].double().square()).var().item()
+            sums.extra[1] += left * terms[span].var().item()
+    return distances, squares, gradient
 
 
-def from_examples(update: Update, capture: Capture, shares: Tensor) -> Statistics:
+def from_examples(update: Update, capture: Capture, shares: Tensor, whole: bool = False) -> Statistics:
     """Statistics from per-example gradients that hooks captured, formed and dropped piece by piece.
 
-    `shares` (b,), float64: of the examples kept.
+    `shares` (b,), float64: of the examples kept. `whole`: the update has no other backward pass than the
+    captured one. Raises `InputError` naming a parameter whose gradient then comes from elsewhere too.
     """
     by_parameter = {source.parameter: source for source in capture.sources()}
-    sums = _Sums()
-    for member in update.members:
-        _add_examples(sums, update, member, by_parameter.get(member.parameter), shares)
-    return sums.statistics(update, shares)
+    sums = _Sums(update, shares)
+    complete = whole and abs(shares.sum().item() - 1) < 1e-9
+    for tensor, member in enumerate(update.members):
+        source = by_parameter.get(member.parameter)
+        if whole:
+            _check_source(update, member, source)
+        _Examples(sums, tensor, member, source, complete).add()
+    return sums.statistics()
 
 
-def _add_examples(sums: _Sums, update: Update, member: Member, source: Source | None, shares: Tensor) -> None:
-    """|P d_b|^2 = |P G_b|^2 - 2 w_b <P g, P G_b> + w_b^2 |P g|^2, for G_b the example's gradient."""
-    dtype = wide(member.parameter)
-    gradient = update.gradient(member, dtype)
-    weights, within = shares.to(gradient), (shares * (1 - shares)).sum().item()
-    reader = update.preconditioner(member)
-    count = len(shares)
-    sizes = torch.zeros(
-        4, count, dtype=torch.float64, device=gradient.device
-    )  # |PG|^2, <Pg,PG>, |G|^2, <g,G>
-    norms = torch.zeros(3, dtype=torch.float64, device=gradient.device)  # |Pg|^2, |g|^2, sum P
-    gram = torch.zeros(min(count, SPECTRUM_EXAMPLES), min(count, SPECTRUM_EXAMPLES)).to(norms)
-    factor = update.clip**2 / within
+class _Examples:
+    """The per-example gradients of one parameter. `complete`: these are all, so their distances sum to 0."""
 
-    def variance_of(examples: Tensor, part: Tensor) -> Tensor:
-        return (examples - weights[:, None] * part).square().sum(0) * factor
+    def __init__(
+        self, sums: _Sums, tensor: int, member: Member, source: Source | None, complete: bool
+    ) -> None:
+        update = sums.update
+        self.sums, self.tensor, self.member, self.source = sums, tensor, member, source
+        self.gradient = update.gradient(member, wide(member.parameter))
+        self.reader = update.preconditioner(member)
+        self.weights = sums.shares.to(self.gradient)
+        # Equal shares are subtracted while gradients are formed.
+        self.centre = self.gradient * self.weights[0] if bool((sums.shares == sums.shares[0]).all()) else None
+        self.unchecked = complete
+        # Diagonal of C/B where no example here has a gradient.
+        self.idle = (self.weights.square().sum() * (update.clip**2 / sums.within)).item()
 
-    whole = None
-    if not reader.elementwise:
-        spread = weights.square().sum() * factor * gradient.square()
-        if update.expected and source is not None:
+    def add(self) -> None:
+        """Add all of the parameter's coordinates to the sums."""
+        update = self.sums.update
+        self.whole = None
+        if update.expected and (update.world > 1 or not self.reader.elementwise):
+            # The whole parameter's at once: the rows that were looked up differ between processes.
+            self.spread = self.weights.square().sum() * self.gradient.square()
+            if self.source is not None:
+                visit(self.source, self._fill, update.unscale, self.centre)
+            self.whole = self.reader(_everywhere(update, self.spread, self.sums.within))
+        elif not self.reader.elementwise:
+            self.whole = self.reader(None)
+        if update.kept is not None:
+            kept = torch.zeros_like(self.gradient) if self.whole is None else self.whole
+            update.kept[self.member.parameter] = kept
+        if self.source is not None:
+            visit(self.source, self._piece, update.unscale, self.centre)
+        if self.source is None or is_table(self.source):
+            self._add_untouched()
 
-            def fill(examples: Tensor, take: Take, put: Put) -> None:
-                put(spread, variance_of(examples * update.unscale, take(gradient)))
+    def _from_mean(self, examples: Tensor, part: Tensor) -> Tensor:
+        return examples if self.centre is not None else examples.addr_(self.weights, part, alpha=-1)
 
-            visit(source, fill)
-        whole = reader(spread if update.expected else None)
+    def _fill(self, examples: Tensor, take: Take, put: Put) -> None:
+        put(self.spread, self._from_mean(examples, take(self.gradient)).square().sum(0))
 
-    if update.kept is not None:
-        update.kept[member.parameter] = torch.zeros_like(gradient) if whole is None else whole
-
-    def add(examples: Tensor, take: Take, put: Put) -> None:
-        part = take(gradient)
-        if update.unscale != 1.0:
-            examples = examples * update.unscale
-        if whole is not None:
-            p = take(whole)
+    def _piece(self, examples: Tensor, take: Take, put: Put) -> None:
+        update, part = self.sums.update, take(self.gradient)
+        distances = self._from_mean(examples, part)
+        if self.unchecked:
+            rest, size = distances.sum(0).norm(), distances.norm()
+            if rest > ROUNDING * part.norm() + 1e-5 * size:
+                raise _elsewhere(self.member)
+            self.unchecked = False
+        squares = distances.square()
+        if self.whole is not None:
+            p = take(self.whole)
         else:
-            p = reader(variance_of(examples, part) if update.expected else None, take)
+            p = self.reader(_fed(update, squares, self.sums.within) if update.expected else None, take)
             if update.kept is not None:
-                put(update.kept[member.parameter], p)
-        strong = part * p
-        if update.sample_every:
-            sums.sample.append((examples - weights[:, None] * part)[:, :: update.sample_every])
-        sizes[3] += examples @ part
-        sizes[1] += examples @ (strong * p)
-        sizes[2] += torch.linalg.vector_norm(examples, dim=1).double().square()
-        examples = examples * p
-        sizes[0] += torch.linalg.vector_norm(examples, dim=1).double().square()
-        some = examples[: len(gram)]
-        gram.add_(some @ some.T)
-        norms.add_(torch.stack([strong.square().sum(), part.square().sum(), p.sum()]))
+                put(update.kept[self.member.parameter], p)
+        self.sums.absorb([(self.tensor, distances.shape[1])], distances, squares, part, p)
 
-    if source is not None:
-        visit(source, add)
-    if source is None or is_table(source):
-        # Rows that no example kept here touched: their examples' gradients are 0.
-        idle = torch.ones(len(member.parameter), dtype=torch.bool, device=gradient.device)
-        if source is not None:
-            for call in source.calls:
-                idle[call.seen.flatten()] = False
-        part = gradient.view(len(idle), -1)[idle].flatten()
+    def _add_untouched(self) -> None:
+        """Rows that no example kept here looked up."""
+        rows = len(self.member.parameter)
+        idle = torch.ones(rows, dtype=torch.bool, device=self.gradient.device)
+        for call in self.source.calls if self.source is not None else ():
+            idle[call.seen.flatten()] = False
+        if not idle.any():
+            return
 
         def take(flat: Tensor) -> Tensor:
-            return flat.view(len(idle), -1)[idle].flatten()
+            return flat.view(rows, -1)[idle].flatten()
 
-        p = (
-            take(whole)
-            if whole is not None
-            else reader(weights.square().sum() * factor * part.square() if update.expected else None, take)
-        )
-        if update.kept is not None:
-            update.kept[member.parameter].view(len(idle), -1)[idle] = p.view(int(idle.sum()), -1)
-        norms.add_(torch.stack([(part * p).square().sum(), part.square().sum(), p.sum()]))
-    w = shares.to(norms)
-    inner_pcp, inner_c = sizes[1] - w * norms[0], sizes[3] - w * norms[1]
-    sums.pcp.append((sizes[0] - 2 * w * sizes[1] + w.square() * norms[0])[None])
-    sums.c.append((sizes[2] - 2 * w * sizes[3] + w.square() * norms[1])[None])
-    sums.signal_pcp.append(norms[:1])
-    sums.signal_c.append(norms[1:2])
-    sums.trace_p.append(norms[2:])
-    sums.inner_pcp, sums.inner_c = sums.inner_pcp + inner_pcp, sums.inner_c + inner_c
-    few, cross = w[: len(gram)], sizes[1][: len(gram)]
-    centred = gram - few[:, None] * cross - cross[:, None] * few + few[:, None] * few * norms[0]
-    sums.gram = sums.gram + centred
+        update, part = self.sums.update, take(self.gradient)
+        if self.whole is not None:
+            p = take(self.whole)
+        else:
+            p = self.reader(self.idle * part.square() if update.expected else None, take)
+            if update.kept is not None:
+                update.kept[self.member.parameter].view(rows, -1)[idle] = p.view(int(idle.sum()), -1)
+        self.sums.untouched(self.tensor, part, p)
 
 
-def left_out_updates(
-    update: Update, before: torch.optim.Optimizer, rows: Rows, shares: Tensor, threshold: float | None
-) -> tuple[Tensor, Tensor]:
-    r"""(n, R) squared distances and (R, R) Gram matrix of the real update with one contribution left out.
-
-    u_(-k) is what the optimizer, as it was `before` its step, does with (g - h_k)/(1 - w_k), clipped by norm
-    at `threshold` (None: not). Its distance from their mean, times 1 - w_k, stands for P d_k, in long-run
-    units (learning rate and `Filter.instant` divided out). This knows nothing of how the optimizer works:
-    clipping, P's own noise, Adafactor's and Muon's normalisation are all in it. Costs R optimizer steps and R
-    copies of its state.
-    """
-    members = update.members
-    total = {m.name: torch.stack(rows[m.name]).sum(0) * update.unscale for m in members}
-    place = {
-        p: (g, n)
-        for g, group in enumerate(update.optimizer.param_groups)
-        for n, p in enumerate(group["params"])
-    }
-    start = [before.param_groups[g]["params"][n] for g, n in (place[m.parameter] for m in members)]
-    moves: list[Tensor] = []
-    for k, share in enumerate(shares.tolist()):
-        twin = copy.deepcopy(before)
-        ends = [twin.param_groups[g]["params"][n] for g, n in (place[m.parameter] for m in members)]
-        gradients = [(total[m.name] - rows[m.name][k] * update.unscale) / (1 - share) for m in members]
-        if threshold is not None:
-            norm = torch.stack([torch.linalg.vector_norm(g) for g in gradients]).norm().item()
-            gradients = [g * min(1.0, threshold / (norm + 1e-6)) for g in gradients]
-        for end, member, gradient in zip(ends, members, gradients, strict=True):
-            used = member.parameter.grad is not None
-            end.grad = gradient.view_as(end).to(end.dtype) if used else None
-        twin.step()
-        parts = []
-        for end, begin, member in zip(ends, start, members, strict=True):
-            rate = float(update.optimizer.param_groups[member.group]["lr"]) * update.filter(member).instant
-            parts.append((end.detach() - begin.detach()).flatten().double() / rate)
-        moves.append(torch.cat(parts))
-    stacked = torch.stack(moves)
-    stacked = (stacked - stacked.mean(0)) * (1 - shares).to(stacked)[:, None]
-    return _squares(stacked, [m.parameter.numel() for m in members]).cpu(), (stacked @ stacked.T).cpu()
+def _check_source(update: Update, member: Member, source: Source | None) -> None:
+    """Where no layer was seen to use it, or a table's row was not looked up, a gradient must be 0."""
+    gradient = update.gradient(member, wide(member.parameter))
+    if source is not None:
+        if not is_table(source):
+            return
+        idle = torch.ones(len(member.parameter), dtype=torch.bool, device=gradient.device)
+        for call in source.calls:
+            idle[cast(Tensor, call.looked_up).flatten()] = False
+        gradient = gradient.view(len(idle), -1)[idle]
+    if (gradient.abs() > 0).any():  # not where it is nan
+        raise _elsewhere(member)
 
 
-def factor_used(update: Update, rows: Rows) -> float:
-    """The one factor f with used gradient = f x sum of contributions, over all processes; 1 where all is 0.
-
-    f = |used|^2 / <used, sum>. Raises `InputError` naming a parameter where used and sum are not proportional
-    with the same f: clipped by value or by layer, or changed otherwise.
-    """
-    products = []
-    for member in update.members:
-        total = torch.stack(rows[member.name]).sum(0).double() * update.unscale
-        used = member.take(update.gradient(member, wide(member.parameter))).double() * update.clip
-        products.append(torch.stack([used @ used, used @ total, total @ total]))
-    table = torch.stack(products).cpu()
-    shared = update.total(table[:, 1].clone().to(products[0].device)).cpu()
-    if not table[:, 0].sum() > 0:
-        return 1.0
-    factor = (table[:, 0].sum() / shared.sum()).item()
-    for member, (used, cross, total), over in zip(
-        update.members, table.tolist(), shared.tolist(), strict=True
-    ):
-        # One process compares vectors; of several, each sees its own sum only, so projections are compared.
-        off = used - 2 * factor * cross + factor**2 * total if update.world == 1 else (used - factor * over)
-        size = used if update.world == 1 else used / ROUNDING
-        if not (factor > 0 and abs(off) <= ROUNDING**2 * size + 1e-300):
-            raise InputError(
-                f"gradient of {member.name}",
-                "is not one factor times the sum of this step's backward() calls",
-                "clip by total norm, not by value or by layer, and change gradients in no other way",
-            )
-    return factor
+def _elsewhere(member: Member) -> InputError:
+    return InputError(
+        f"gradient of {member.name}",
+        "does not come from its layers' forward passes alone",
+        f"use the weight in layers only, change no layer's output in place, checkpoint without reentrance: or"
+        f" {MEND}",
+    )

@@ -45,10 +45,18 @@ def logits_of(outputs: Any) -> Tensor:
 
 @contextmanager
 def _undisturbed(model: nn.Module) -> Iterator[None]:
-    """Extra passes must not move the run: global random state is put back (dropout draws from it)."""
+    """Extra passes must not move the run: global random state is put back (dropout draws from it), and so
+    are buffers (BatchNorm's running statistics)."""
     devices = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"})
-    with torch.random.fork_rng(devices=devices), torch.enable_grad():
-        yield
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    try:
+        with torch.random.fork_rng(devices=devices), torch.enable_grad():
+            yield
+    finally:
+        with torch.no_grad():
+            for buffer, before in buffers:
+                if not torch.equal(buffer, before):
+                    buffer.copy_(before)
 
 
 def sampled_loss(logits: Tensor, likelihood: Likelihood, generator: torch.Generator) -> Tensor:
@@ -81,7 +89,7 @@ def monte_carlo_fisher(
     n_k predictions of a micro-batch has E |P g_k|^2 = Tr(P F P) / n_k: no per-example gradient is needed, and
     any model will do. Each micro-batch gives one value n_k |P g_k|^2; the result is their mean weighted by
     n_k with its standard error. Micro-batches of several sequences are cut in two, so that there is one (nan
-    for a single sequence).
+    for a single sequence, and where inputs of T rows cannot be told from inputs of B rows).
     """
     parameters = list(p)
     values, weights = [], []
@@ -121,7 +129,7 @@ def kfac_diagonal(
     values, weights = [], []
     for args, kwargs in _halved(inputs):
         capture = Capture(model, set(p), None)
-        capture.batch, capture.has_tokens = batch_of(args, kwargs), has_tokens(args, kwargs)
+        describe(capture, args, kwargs)
         try:
             with _undisturbed(model):
                 outputs = logits(model(*args, **kwargs))
@@ -164,11 +172,19 @@ def hessian_trace(
     parameters = list(p)
     values = []
     with _undisturbed(model), sdpa_kernel(SDPBackend.MATH):
-        gradients = torch.autograd.grad(losses(model).mean(), parameters, create_graph=True)
+        gradients = torch.autograd.grad(
+            losses(model).mean(), parameters, create_graph=True, allow_unused=True
+        )
+        # The rows of H of a parameter that is not used, or used linearly only, are 0.
+        bent = [n for n, g in enumerate(gradients) if g is not None and g.requires_grad]
         for _ in range(probes):
             directions = [rademacher(q, generator) * p[q] for q in parameters]
             products = torch.autograd.grad(
-                gradients, parameters, directions, retain_graph=True, allow_unused=True
+                [gradients[n] for n in bent],
+                parameters,
+                [directions[n] for n in bent],
+                retain_graph=True,
+                allow_unused=True,
             )
             values.append(
                 sum(
@@ -222,6 +238,13 @@ def batch_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
     return 1 if first is None else len(first)
 
 
+def predictions_of(model: nn.Module, inputs: Inputs, logits: Callable[[Any], Tensor]) -> float:
+    """Predictions that the loss averages over, a sequence: T of a language model, 1 of a classifier."""
+    args, kwargs = inputs
+    with _undisturbed(model), torch.no_grad():
+        return logits(model(*args, **kwargs))[..., 0].numel() / batch_of(args, kwargs)
+
+
 def tokens_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
     """Tokens in a model's inputs: ids (B, T), or vectors (B, T, width); else one a sequence."""
     first = _first(args, kwargs)
@@ -236,12 +259,26 @@ def has_tokens(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     return first is not None and first.ndim > (2 if first.is_floating_point() else 1)
 
 
+def describe(capture: Capture, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Tell a capture what the model's inputs say of the forward pass to come."""
+    first, size = _first(args, kwargs), batch_of(args, kwargs)
+    capture.batch, capture.has_tokens = size, has_tokens(args, kwargs)
+    capture.length = 0 if first is None or not capture.has_tokens else first.shape[1]
+    capture.given = [v for v in [*args, *kwargs.values()] if isinstance(v, Tensor) and v.ndim == 1]
+
+
 def _halved(inputs: list[Inputs]) -> list[Inputs]:
     return [part for args, kwargs in inputs for part in _halves(args, kwargs)]
 
 
 def _halves(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Inputs]:
-    size = batch_of(args, kwargs)
+    first, size = _first(args, kwargs), batch_of(args, kwargs)
+    if first is not None and has_tokens(args, kwargs) and first.shape[1] == size:
+        # As many sequences as tokens in each: positions or a mask (T, T) look like a row for each sequence.
+        alike = [v for v in [*args, *kwargs.values()] if isinstance(v, Tensor) and v.shape[:1] == (size,)]
+        if any((v.shape, v.dtype) != (first.shape, first.dtype) for v in alike):
+            yield args, kwargs
+            return
 
     def cut(value: Any, part: slice) -> Any:
         return value[part] if isinstance(value, Tensor) and value.ndim > 0 and len(value) == size else value

@@ -28,6 +28,7 @@ class Statistics:
     `shares` (R,) w_r; `pcp` and `c` (n, R) squared norms of P d_r and of d_r; `signal_pcp` and `signal_c`
     (n,) squared norms of P g and g; `inner_pcp` and `inner_c` (R,) <P d_r, P g> and <d_r, g> over all
     tensors; `grams`: a matrix of <P d_r, P d_s> for each process that took part; `trace_p` (n,) sum of P;
+    `few`: which contributions the inner products and the Gram matrix are of (None: all);
     `ratio` (n,) effective over nominal learning rate (`preconditioners`); `factor` scales every variance
     (without replacement: 1 - B/N); `probe_variance`: what random probes or sampled coordinates add to the
     variance of Tr(P C/B P) and of Tr(C/B); `sample` (R, m): some coordinates of d_r; `sketch` (R, width): of
@@ -48,6 +49,7 @@ class Statistics:
     probe_variance: tuple[float, float] = (0.0, 0.0)
     sample: Tensor | None = None
     sketch: Tensor | None = None
+    few: Tensor | None = None
 
     @classmethod
     def blank(cls, shares: Tensor, tensors: int) -> "Statistics":
@@ -99,15 +101,20 @@ class Statistics:
         value = square - self._total(distances, 0.0).value
         if self.contributions < 3:
             return Estimate(value, math.nan), math.nan
-        left = square - 2 * inner / (1 - self.shares) + distances.sum(0) / (1 - self.shares) ** 2
-        size = 1 / self.shares.mean().item()
-        traces = _left_out(distances.sum(0), self.shares)
-        traces = self.factor * traces
-        signals = left - traces * size / (size - 1)
-        scale = (size - 1) / self.contributions
-        signals, traces = signals - signals.mean(), traces - traces.mean()
-        variance = scale * signals.square().sum().item()
-        return Estimate(value, math.sqrt(variance)), scale * (signals * traces).sum().item()
+        few = torch.arange(self.contributions) if self.few is None else self.few
+        shares, lengths = self.shares[few], distances.sum(0)
+        left = square - 2 * inner / (1 - shares) + lengths[few] / (1 - shares) ** 2
+        # All `size` contributions make |g|^2, `count` of them the trace, and of `few` both are known.
+        size, count = 1 / self.shares.mean().item(), self.contributions
+        traces = self.factor * _left_out(lengths, self.shares)
+        left, traces = left - left.mean(), traces - traces.mean()
+        of_norm = (size - 1) / len(few) * left.square().sum().item()
+        of_trace = (count - 1) / count * traces.square().sum().item()
+        of_both = (count - 1) / len(few) * (left * traces[few]).sum().item()
+        larger = size / (size - 1)  # the noise of a batch without one of them
+        variance = of_norm + larger**2 * of_trace - 2 * larger * of_both
+        # nan must stay nan.
+        return Estimate(value, math.sqrt(0.0 if variance < 0 else variance)), of_both - larger * of_trace
 
 
 def means(distances: Tensor, shares: Tensor) -> tuple[Tensor, Tensor]:
@@ -142,7 +149,8 @@ def effective_projected(statistics: Statistics, clip: float) -> float:
     if clip == 1.0:
         return statistics.trace().value
     norm = statistics.signal_c.sum()
-    scale = statistics.factor / (statistics.shares * (1 - statistics.shares)).sum()
+    shares = statistics.shares if statistics.few is None else statistics.shares[statistics.few]
+    scale = statistics.factor / (shares * (1 - shares)).sum()
     cross = scale * (statistics.inner_pcp * statistics.inner_c).sum() / norm
     along = scale * statistics.inner_c.square().sum() / norm
     inside = statistics.signal_pcp.sum() / norm
@@ -157,8 +165,7 @@ def effective_clipped_each(statistics: Statistics, threshold: float) -> float:
     """
     shares, size = statistics.shares, len(statistics.shares)
     inner = statistics.inner_pcp
-    # From distances d_r = h_r - w_r g back to h_r: the Gram matrix of P h_r, and the norms of the means R
-    # h_r.
+    # From distances d_r = h_r - w_r g back to h_r: the Gram matrix of P h_r and the norms of the means R h_r.
     gram = statistics.grams[0] + shares[:, None] * inner + inner[:, None] * shares
     gram = gram + shares[:, None] * shares * statistics.signal_pcp.sum()
     squares = statistics.c.sum(0) + 2 * shares * statistics.inner_c + shares**2 * statistics.signal_c.sum()

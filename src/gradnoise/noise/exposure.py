@@ -66,8 +66,9 @@ class Exposure:
             raise InputError("every", every, "must be at least 1 update")
         options.check(optimizer)
         self.options = options
-        self._group = model.process_group if isinstance(model, DistributedDataParallel) else None
-        self._model: nn.Module = model.module if isinstance(model, DistributedDataParallel) else model
+        self._model, self._group = model, options.process_group
+        if isinstance(model, DistributedDataParallel):
+            self._model, self._group = model.module, model.process_group
         self._optimizer = optimizer
         self._due: Schedule = every if callable(every) else lambda step: (step - 1) % every == 0
         self._members = members_of(self._model, optimizer, options)
@@ -81,7 +82,9 @@ class Exposure:
         self._norm: Tensor | None = None
         self._clipped: Tensor | float = 0.0
         self._seen = 0
-        self._loss: Tensor | float = math.nan
+        # Measured updates, and those among them that were clipped.
+        self._events = self._clipped_events = 0
+        self._loss: Tensor | float | None = None
         self._markers: Mapping[str, Marker] = {}
         self._spent = dict.fromkeys(options.caps, 0.0)
         self._last: Reading | None = None
@@ -97,6 +100,12 @@ class Exposure:
     def due(self) -> bool:
         """Whether the next update will be measured: a loop may then split its batch."""
         return self._listener is not None
+
+    @property
+    def measured(self) -> bool:
+        """Whether the update just made was measured: `last` is new."""
+        now = self._ledger.open
+        return now is not None and now.event["step"] == self._step
 
     @property
     def events(self) -> list[Event]:
@@ -120,6 +129,7 @@ class Exposure:
             survey.estimator,
             survey.preconditioner,
             self.options.fisher_unit,
+            survey.predictions,
             math.nan if self.options.population is None else float(self.options.population),
             survey.overlap,
             self._markers,
@@ -138,7 +148,7 @@ class Exposure:
         return pd.DataFrame([asdict(event) for event in self._ledger.rows()[0]])
 
     @property
-    def tensors(self) -> "pd.DataFrame":
+    def ledger_by_part(self) -> "pd.DataFrame":
         """The same by layer, class and tensor, one row an event and part (fields of `Part`); needs pandas."""
         import pandas as pd
 
@@ -170,7 +180,8 @@ class Exposure:
         self._loss = loss.detach() if isinstance(loss, Tensor) else loss
 
     def remove(self) -> None:
-        """End the open interval and detach every hook; the ledger stays."""
+        """End the open interval and detach every hook; the ledger and the last reading stay."""
+        self._last, self._last_step = self.last, self._step
         self._spend()
         self._ledger.close()
         for hook in self._hooks:
@@ -184,10 +195,15 @@ class Exposure:
             "step": self._step,
             "ledger": self._ledger.state_dict(),
             "survey": self._survey.state_dict(),
-            "stability": {"history": self._stability.history, "lowest": self._stability.lowest},
+            "stability": {
+                "history": copy.deepcopy(self._stability.history),
+                "lowest": self._stability.lowest,
+            },
             "markers": {name: tuple(marker) for name, marker in self._markers.items()},
             "clipped": float(self._clipped),
             "seen": self._seen,
+            "measured": self._events,
+            "clipped_events": self._clipped_events,
             "spent": dict(self._spent),
             "skipped": self.skipped,
         }
@@ -203,6 +219,7 @@ class Exposure:
         self._stability.lowest = state["stability"]["lowest"]
         self._markers = {name: Marker(*marker) for name, marker in state["markers"].items()}
         self._clipped, self._seen, self._spent = state["clipped"], state["seen"], state["spent"]
+        self._events, self._clipped_events = state["measured"], state["clipped_events"]
         self._last = None
         self._arm()
 
@@ -251,25 +268,31 @@ class Exposure:
             self.skipped += 1
             return
         event, by_tensor, shares = found
-        seen = self._seen or len(self._ledger.events) + 1
-        clipped = (
-            float(self._clipped)
+        self._events += 1
+        self._clipped_events += event["clip"] < 1
+        event |= {
+            "clip_rate": float(self._clipped) / self._seen
             if self._seen
-            else sum(e.clip < 1 for e in self._ledger.rows()[0]) + (event["clip"] < 1)
-        )
-        loss = float(self._loss)
-        event |= {"clip_rate": clipped / seen, "loss": loss, "second_moment": self._second_moment()}
+            else self._clipped_events / self._events,
+            "loss": math.nan if self._loss is None else float(self._loss),
+            "second_moment": self._second_moment(),
+        }
         self._spend()
         groups = tuple(member.group for member in self._members) if shares else (0,)
         decays = tuple(decoupled_decay(self._optimizer, g) for g in self._optimizer.param_groups)
         self._ledger.start(Measurement(event, *by_tensor, groups, decays, shares))
-        self._markers = self._stability.update(
-            {name: event[name] for name in ("gradient_norm", "clip_rate", "second_moment", "loss")}
-        )
+        values = {name: event[name] for name in ("gradient_norm", "clip_rate", "second_moment", "loss")}
+        # Unknown is what nobody gave; a loss or gradient that is no number any more is as bad as can be.
+        for name, known in (
+            ("loss", self._loss is not None),
+            ("gradient_norm", is_diagonal(self._optimizer)),
+        ):
+            values[name] = math.inf if known and math.isnan(values[name]) else values[name]
+        self._markers = self._stability.update(values)
 
     def _second_moment(self) -> float:
-        """Mean of the optimizer's second moment v; nan for one that has none."""
-        if not is_diagonal(self._optimizer):
+        """Mean of the optimizer's second moment v; nan for one that has none, and for norms (too dear)."""
+        if not is_diagonal(self._optimizer) or self.options.estimator == "norms":
             return math.nan
         moments = [read(self._optimizer, member.parameter).second for member in self._members[:64]]
         known = [moment.float().mean() for moment in moments if moment is not None]

@@ -8,22 +8,28 @@ from torch import Tensor, nn
 from torch._C import _current_graph_task_id
 
 from gradnoise.base.errors import InputError
-from gradnoise.noise.capture import Capture
-from gradnoise.noise.contributions import Member, Rows
-from gradnoise.noise.curvature import Inputs, batch_of, has_tokens, tokens_of
+from gradnoise.noise.capture import Capture, heard
+from gradnoise.noise.curvature import Inputs, batch_of, describe, tokens_of
+from gradnoise.noise.update import Member, Rows
 
 
 class Listener:
-    """Listens until `stop`. `capture`: examples of the first micro-batch to keep (None: all, 0: none).
+    """Listens until `stop`. `capture`: examples of the first micro-batch to keep (None: all, 0: none);
+    `always`: even if there are more micro-batches (else what layers saw is then forgotten).
 
     A leaf's hook sees what one backward() adds before it is added, and before DistributedDataParallel reduces
     it. Calls of backward() are told apart by the engine's number of the graph task.
     """
 
     def __init__(
-        self, model: nn.Module, members: Sequence[Member], capture: int | None, keep_inputs: bool
+        self,
+        model: nn.Module,
+        members: Sequence[Member],
+        capture: int | None,
+        keep_inputs: bool,
+        always: bool = False,
     ) -> None:
-        self._members = members
+        self._members, self._always = members, always
         self._keep_inputs = keep_inputs
         self._tasks: list[int] = []
         self._rows: dict[str, list[tuple[int, Tensor]]] = {member.name: [] for member in members}
@@ -52,15 +58,14 @@ class Listener:
             self.capture.remove()
 
     def _given(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if not torch.is_grad_enabled():
+        if not heard():
             return
         self.batches.append(batch_of(args, kwargs))
         self.tokens.append(tokens_of(args, kwargs))
         if self._keep_inputs:
             self.inputs.append((args, kwargs))
         if self.capture is not None:
-            self.capture.batch = self.batches[-1]
-            self.capture.has_tokens = has_tokens(args, kwargs)
+            describe(self.capture, args, kwargs)
 
     def _recorder(self, member: Member) -> Callable[[Tensor], None]:
         rows = self._rows[member.name]
@@ -83,10 +88,14 @@ class Listener:
                 rows.clear()
             del self.batches[:-1], self.tokens[:-1], self.inputs[:-1]
             if self.capture is not None:
-                self.capture.clear()
+                self.capture.keep(task)  # the last layers' outputs come before the first parameter
         self._tasks.append(task)
         if len(self._tasks) > 1 and self.capture is not None:
-            self.forget_layers()
+            if self._always:
+                self.capture.stop()
+                self.capture.keep(self._tasks[0])
+            else:
+                self.forget_layers()
 
     def contributions(self) -> Rows:
         """R flat gradients of every member that had any; where one backward() did not reach it, zeros.

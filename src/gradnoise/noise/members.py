@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from gradnoise.base.errors import InputError
-from gradnoise.noise.contributions import Member
 from gradnoise.noise.options import Options
+from gradnoise.noise.update import Member
 
 Classify = Callable[[str, Tensor], str]
 # Coordinates of a tensor that are looked at whatever `share` says.
@@ -22,7 +22,8 @@ def members_of(model: nn.Module, optimizer: torch.optim.Optimizer, options: Opti
 
     Raises `InputError` for a parameter that the model does not have.
     """
-    names = {parameter: name for name, parameter in model.named_parameters()}
+    # torch.compile puts a module of its own around.
+    names = {parameter: name.replace("_orig_mod.", "") for name, parameter in model.named_parameters()}
     classify = options.classes or class_of(model)
     found: list[Member] = []
     for number, group in enumerate(optimizer.param_groups):

@@ -14,6 +14,7 @@ from gradnoise.noise.stability import Cap, Thresholds
 
 if TYPE_CHECKING:
     from torch.amp import GradScaler
+    from torch.distributed import ProcessGroup
 
 Estimator = Literal["auto", "norms", "micro", "example", "hutchinson", "held_out"]
 Read = Literal["expected", "step", "state"]
@@ -41,6 +42,7 @@ class Options:
     - `population`: sequences in the data set, where batches are drawn without replacement: variances times 1
       - B/N.
     - `batch`: sequences in an update, where the leading dimension of the model's first input is not that.
+    - `process_group`: of the run's DistributedDataParallel, where the module inside it is given as the model.
 
     How P is read: `p` "expected" (after the step, with the expected square of this batch's noise in the
     second moment; default of micro, example and held_out), "step" (after the step as it is; default of
@@ -71,6 +73,7 @@ class Options:
     held_out: Losses | None = None
     population: int | None = None
     batch: int | None = None
+    process_group: "ProcessGroup | None" = None
     clip: float | None = None
     scaler: "GradScaler | None" = None
     curvature: Curvature | None = None

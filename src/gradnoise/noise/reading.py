@@ -1,6 +1,5 @@
 """What the meter reads: frozen, every number with its standard error."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -107,6 +106,7 @@ def reading(
     estimator: str,
     preconditioner: str,
     fisher_unit: str,
+    predictions: float,
     population: float,
     overlap: float,
     markers: Mapping[str, Marker],
@@ -127,9 +127,8 @@ def reading(
                 Estimate(share.trace_c, share.trace_c_se),
                 *(sums[name] for name in ("pne", "pne2", "ne", "retained")),
             )
-    per_sequence = event.tokens / event.batch if event.batch else math.nan
-    scale = 1.0 if fisher_unit == "token" else 1 / per_sequence
-    star = total["pne_star"].scaled(1.0 if fisher_unit == "token" else per_sequence)
+    scale = 1.0 if fisher_unit == "token" else 1 / predictions
+    star = total["pne_star"].scaled(1.0 if fisher_unit == "token" else predictions)
     recent = noise_scale(events[-8 * HALF_LIFE :], HALF_LIFE)
     return Reading(
         step=event.step,

@@ -6,14 +6,11 @@ D x D matrix and no random projection is needed.
 
 import math
 from dataclasses import dataclass
-from itertools import combinations
 
 import torch
 from torch import Tensor
 
 from gradnoise.noise.estimate import UNKNOWN, Estimate
-
-_SPLITS = 32
 
 
 @dataclass(frozen=True)
@@ -30,74 +27,89 @@ class Spectrum:
     floor: float
 
 
-def spectrum(grams: tuple[Tensor, ...], count: int = 3) -> Spectrum:
+def spectrum(grams: tuple[Tensor, ...], count: int = 3, shares: Tensor | None = None) -> Spectrum:
     r"""From the Gram matrices of P d_r, one for each process that saw its own contributions.
 
-    tr S^2 is estimated without bias as the mean over splits in halves A, B of tr(S_A S_B), and (tr S)^2 as
-    that of tr S_A tr S_B (a split's two halves are independent). `count` shares of eigenvalues are kept. The
-    error is the jackknife over contributions. Fewer than 4 contributions in a process: unknown.
+    tr S^2 and (tr S)^2 are estimated without bias, whatever the law of the contributions (`unbiased`).
+    `count` shares of eigenvalues are kept. The error is the jackknife over contributions. Fewer than 4
+    contributions in a process: unknown. `shares`: w_r of all processes' contributions, where not equal.
     """
-    grams = tuple(gram for gram in grams if len(gram) >= 4)
+    if shares is not None:
+        parts = shares.view(len(grams), -1) if grams else shares
+        grams = tuple(_whitened(gram, part[: len(gram)]) for gram, part in zip(grams, parts, strict=False))
+    grams = tuple(gram.double().cpu() for gram in grams if len(gram) >= 4)
     if not grams:
         return Spectrum(UNKNOWN, (), math.nan)
     ranks = [_effective_rank(gram) for gram in grams]
     value = math.fsum(rank.value for rank in ranks) / len(ranks)
     stderr = math.sqrt(math.fsum(rank.stderr**2 for rank in ranks)) / len(ranks)
     floor = math.fsum(1 / (len(gram) - 1) for gram in grams) / len(grams)
-    tops = [shares(_centred(gram))[:count] for gram in grams]
+    tops = [eigenvalues(_centred(gram))[:count] for gram in grams]
     width = min(len(top) for top in tops)
     top = tuple(math.fsum(t[n] for t in tops) / len(tops) for n in range(width))
     return Spectrum(Estimate(value, stderr), top, floor)
 
 
-def shares(gram: Tensor) -> list[float]:
+def _whitened(gram: Tensor, shares: Tensor) -> Tensor:
+    r"""The Gram matrix as if of equal shares: d_r / sqrt(w_r), mirrored so that sqrt(w) becomes 1/sqrt(R).
+
+    d_r = h_r - w_r g leaves out the direction sqrt(w) of the h_r / sqrt(w_r), which have one covariance; the
+    mirror makes it the one that centring leaves out.
+    """
+    roots = shares.to(gram).sqrt()
+    gram = gram / (roots[:, None] * roots)
+    axis = roots / roots.norm() - 1 / math.sqrt(len(roots))
+    if axis.norm() < 1e-9:
+        return gram
+    mirror = torch.eye(len(roots)).to(gram) - 2 * torch.outer(axis, axis) / axis.square().sum()
+    mirrored: Tensor = mirror @ gram @ mirror
+    return mirrored
+
+
+def eigenvalues(gram: Tensor) -> list[float]:
     """Eigenvalues of a Gram or covariance matrix as shares of its trace, largest first."""
     found = torch.linalg.eigvalsh(gram.double().cpu()).flip(0).clamp_min(0)
     total = found.sum().item()
     return [value / total if total > 0 else math.nan for value in found.tolist()]
 
 
+def unbiased(gram: Tensor) -> tuple[Tensor, Tensor]:
+    r"""Unbiased (tr S)^2 and tr S^2 from the Gram matrices (..., R, R) of R >= 4 draws with covariance S.
+
+    With A the centred Gram matrix, a = tr A, b = |A|_F^2, q = sum A_rr^2 and n = R:
+
+    .. math:: \widehat{\operatorname{tr} S^2} = \frac{n-1}{n(n-2)(n-3)}
+              \Big[ \tfrac{n-2}{n-1} b + \tfrac{1}{(n-1)^2} a^2 - \tfrac{n}{n-1} q \Big], \quad
+              \widehat{(\operatorname{tr} S)^2} = \frac{n-1}{n(n-2)(n-3)}
+              \Big[ \tfrac{2}{(n-1)^2} b + \tfrac{n^2-3n+1}{(n-1)^2} a^2 - \tfrac{n}{n-1} q \Big].
+
+    Source: Himeno and Yamada, J. Multivariate Analysis 130 (2014), 27-44.
+    """
+    centred, n = _centred(gram), gram.shape[-1]
+    diagonal = centred.diagonal(dim1=-2, dim2=-1)
+    a, b, q = diagonal.sum(-1), centred.square().sum((-2, -1)), diagonal.square().sum(-1)
+    scale, rest = (n - 1) / (n * (n - 2) * (n - 3)), n / (n - 1) * q
+    squared = scale * (2 * b / (n - 1) ** 2 + (n * n - 3 * n + 1) * a**2 / (n - 1) ** 2 - rest)
+    of_square = scale * ((n - 2) * b / (n - 1) + a**2 / (n - 1) ** 2 - rest)
+    return squared, of_square
+
+
 def _centred(gram: Tensor) -> Tensor:
-    return gram - gram.mean(0) - gram.mean(1, keepdim=True) + gram.mean()
+    rows = gram.mean(-1, keepdim=True)
+    return gram - rows - rows.transpose(-2, -1) + rows.mean(-2, keepdim=True)
 
 
 def _effective_rank(gram: Tensor) -> Estimate:
-    gram = gram.double().cpu()
-    value = _rank_of(gram)
+    squared, of_square = unbiased(gram)
+    # A sample of few draws can show less than none of the second moment.
+    value = (squared / of_square).item() if of_square > 0 else math.nan
     size = len(gram)
     if size < 5:
         return Estimate(value, math.nan)
-    keep = [[n for n in range(size) if n != r] for r in range(size)]
-    left = torch.tensor([_rank_of(gram[rows][:, rows]) for rows in keep], dtype=torch.float64)
-    variance = (size - 1) / size * (left - left.mean()).square().sum()
-    return Estimate(value, variance.sqrt().item())
-
-
-def _rank_of(gram: Tensor) -> float:
-    first, second = _halves(len(gram))
-    # H_A G H_B: inner products of the two halves' centred contributions, for all splits at once.
-    inside = torch.stack([_block(gram, a, b) for a, b in zip(first, second, strict=True)])
-    one = torch.stack([_block(gram, a, a).diagonal().sum() for a in first]) / (len(first[0]) - 1)
-    two = torch.stack([_block(gram, b, b).diagonal().sum() for b in second]) / (len(second[0]) - 1)
-    squares = inside.square().sum((1, 2)) / ((len(first[0]) - 1) * (len(second[0]) - 1))
-    total = squares.mean().item()
-    return (one * two).mean().item() / total if total > 0 else math.nan
-
-
-def _block(gram: Tensor, rows: list[int], columns: list[int]) -> Tensor:
-    block = gram[rows][:, columns]
-    return block - block.mean(0) - block.mean(1, keepdim=True) + block.mean()
-
-
-def _halves(size: int) -> tuple[list[list[int]], list[list[int]]]:
-    """At most 32 splits of range(size) into halves, the same every time."""
-    half = size // 2
-    if math.comb(size, half) <= 2 * _SPLITS:
-        first = [list(members) for members in combinations(range(size), half) if 0 in members or size % 2]
-    else:
-        draw = torch.Generator().manual_seed(size)
-        first = [sorted(torch.randperm(size, generator=draw)[:half].tolist()) for _ in range(_SPLITS)]
-    return first, [[n for n in range(size) if n not in set(members)] for members in first]
+    others = torch.arange(size).repeat(size, 1)[~torch.eye(size, dtype=torch.bool)].view(size, size - 1)
+    squared, of_square = unbiased(gram[others[:, :, None], others[:, None, :]])
+    left = torch.where(of_square > 0, squared / of_square, math.nan)
+    return Estimate(value, ((size - 1) / size * (left - left.mean()).square().sum()).sqrt().item())
 
 
 class Sketch:
@@ -130,4 +142,4 @@ class Sketch:
             overlap = ((basis.T @ now @ basis).trace() / now.trace()).item()
         # Every event counts the same, however large its noise.
         self.covariance = self.decay * self.covariance + (1 - self.decay) * now / now.trace()
-        return overlap, shares(self.covariance)[: self.directions]
+        return overlap, eigenvalues(self.covariance)[: self.directions]

@@ -9,22 +9,15 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.optim import Adafactor
+from torch.optim import SGD, Adafactor
 
 from gradnoise.base.errors import InputError
+from gradnoise.base.streams import generator
 from gradnoise.noise import curvature as curvatures
-from gradnoise.noise.contributions import (
-    ROUNDING,
-    Member,
-    Rows,
-    Update,
-    factor_used,
-    from_examples,
-    from_rows,
-    left_out_updates,
-)
+from gradnoise.noise.contributions import MANY, from_examples, from_rows
 from gradnoise.noise.estimate import UNKNOWN, Estimate
 from gradnoise.noise.estimators import Statistics, effective_clipped_each, effective_projected, means
+from gradnoise.noise.jackknife import lighter_updates
 from gradnoise.noise.ledger import Share
 from gradnoise.noise.listener import Listener
 from gradnoise.noise.norms import Norms
@@ -32,6 +25,7 @@ from gradnoise.noise.options import Options
 from gradnoise.noise.preconditioners import is_diagonal
 from gradnoise.noise.spectrum import Sketch, spectrum
 from gradnoise.noise.tails import SAMPLE, tails
+from gradnoise.noise.update import ROUNDING, Member, Rows, Update, factor_used
 
 # Examples that "auto" looks at, micro-batches that a held-out shard is cut into, blocks that "norms" draws.
 EXAMPLES = 8
@@ -62,6 +56,7 @@ class Survey:
         self.threshold = options.clip
         self.counts: list[Tensor] = []
         self.overlap = math.nan
+        self.predictions = math.nan  # of a sequence, T of a language model; where the unit of F needs it
         self._events = 0
         self._calls = 1  # of backward() in the update under way, by this process
         self._accumulates = False  # whether the last measured update had several micro-batches
@@ -69,6 +64,7 @@ class Survey:
         self._curvature, self._curvature_step = UNKNOWN, 0
         self._sketch = Sketch(options.sketch, seed=options.seed) if options.sketch else None
         self._norms: Norms | None = None
+        self._blind = False
         if options.estimator == "norms":
             self._norms = Norms(Update(optimizer, members, process_group=process_group), BLOCKS, options.seed)
         self._before: torch.optim.Optimizer | None = None
@@ -93,13 +89,16 @@ class Survey:
         self.counts = []
         if self._norms is not None:
             self._norms.listen(step)
+            # An adaptive optimizer has no P before its first update.
+            self._blind = not self._optimizer.state and not isinstance(self._optimizer, SGD)
             return Listener(self._model, (), 0, self._needs_curvature)
         capture: int | None = 0
         if self._options.estimator == "example":
             capture = self._options.examples
         elif self._options.estimator == "auto" and not self._accumulates:
             capture = self._options.examples or EXAMPLES
-        return Listener(self._model, self._members, capture, self._needs_curvature)
+        always = self._options.estimator == "example"
+        return Listener(self._model, self._members, capture, self._needs_curvature, always)
 
     def stop(self) -> None:
         """Forget the update under way."""
@@ -207,6 +206,8 @@ class Survey:
         kind = options.estimator
         if kind == "auto":
             kind = "micro" if several else "example"
+            if not several and listener.capture is None:
+                return None  # shorter than the accumulated updates before: an epoch's end
         if (kind == "micro" and not several) or (self.preconditioner == "state" and self._previous is None):
             return None
         self.estimator = kind
@@ -232,6 +233,8 @@ class Survey:
         return self._event(update, statistics, effective)
 
     def _from_micro(self, update: Update, rows: Rows, local: int) -> Statistics:
+        if len(self.counts) == local:
+            self.counts = [tokens.sum()[None] for tokens in self.counts]  # of a micro-batch's examples
         shares = self._shares(update, local, local)
         if not is_diagonal(self._optimizer):
             # All there is to know comes from the jackknife.
@@ -247,7 +250,8 @@ class Survey:
         kept = batch if capture.examples is None else min(capture.examples, batch)
         if kept < 2:
             raise InputError("batch", batch, "of one example has no noise to show: accumulate two or more")
-        return from_examples(update, capture, self._shares(update, batch, batch * local)[:kept])
+        shares = self._shares(update, batch, batch * local)[:kept]
+        return from_examples(update, capture, shares, whole=local * update.world == 1)
 
     def _shares(self, update: Update, count: int, total: int) -> Tensor:
         """w_r of `count` contributions here, of `total` here; by tokens where they were counted."""
@@ -264,7 +268,7 @@ class Survey:
     def _from_probes(self, update: Update) -> Statistics:
         """Directional derivatives of per-example losses: each probe's variance over examples is a trace."""
         assert self._options.losses is not None
-        draw = torch.Generator().manual_seed((self._options.seed << 32) + self._events)
+        draw = generator(self._options.seed, "probes", self._events)
         p = {m.parameter: update.preconditioner(m)().view_as(m.parameter) for m in self._members}
         ones = {q: torch.ones_like(q) for q in p}
         if update.kept is not None:
@@ -277,20 +281,16 @@ class Survey:
             ).cpu()
         columns, extra = [], []
         for weights in (p, ones):
-            rows = (
-                curvatures.covariance_probes(
-                    self._model, self._options.losses, weights, draw, self._options.probes
-                ).cpu()
-                / update.world
-            )
+            rows = curvatures.covariance_probes(
+                self._model, self._options.losses, weights, draw, self._options.probes
+            ).to(self._members[0].parameter.device)
+            rows = torch.cat(update.gathered(rows), 1).cpu()
             rows = rows / rows.shape[1]  # g_b / B, what an example adds to the batch's gradient
             centred = (rows - rows.mean(1, keepdim=True)).square()
             columns.append(centred.mean(0))
             size = rows.shape[1]
             extra.append((centred.sum(1) * size / (size - 1)).var().item() / len(rows))
-        table = torch.cat(
-            update.gathered(torch.stack(columns).to(self._members[0].parameter.device)), 1
-        ).cpu()
+        table = torch.stack(columns)
         shares = torch.full((table.shape[1],), 1 / table.shape[1], dtype=torch.float64)
         unknown = torch.full_like(shares, math.nan)
         return Statistics(
@@ -359,7 +359,7 @@ class Survey:
                     torch.stack(rows[m.name]).sum(0).double().square().sum().item() for m in self._members
                 )
                 threshold = clip * (math.sqrt(norm) * update.unscale + 1e-6)
-            distances, gram = left_out_updates(update, self._before, rows, statistics.shares, threshold)
+            distances, gram = lighter_updates(update, self._before, rows, statistics.shares, threshold)
             value, error = means(distances.sum(0), statistics.shares)
             if not is_diagonal(self._optimizer):
                 statistics.pcp, statistics.grams = distances, (gram,)
@@ -370,12 +370,14 @@ class Survey:
         if mode == "clip_each" and self.estimator == "micro":
             if self.threshold is None or update.world > 1:
                 raise InputError("effective", mode, "needs clip=, or meter.clip_grad_norm_, in one process")
+            if statistics.few is not None:
+                raise InputError("effective", mode, f"compares at most {MANY} micro-batches")
             return Estimate(effective_clipped_each(statistics, self.threshold), math.nan), statistics
         return trace.scaled(clip**2), statistics
 
     def _measure_norms(self, update: Update, norm: float | None) -> Measured | None:
         assert self._norms is not None
-        if not self._optimizer.state and self._optimizer.param_groups[0].get("momentum", 1) != 0:
+        if self._blind:
             return None
         self._norms.update = update
         found = self._norms.reading()
@@ -404,8 +406,8 @@ class Survey:
         trace, trace_c = statistics.trace(), statistics.trace_c()
         signal, covariance = statistics.signal()
         plain, covariance_c = statistics.signal_plain()
-        shape = spectrum(statistics.grams)
-        found = self._tails(statistics, shape.effective_rank.value)
+        shape = spectrum(statistics.grams, shares=statistics.shares)
+        found = self._tails(update, statistics, shape.effective_rank.value)
         if statistics.sketch is not None and self._sketch is not None:
             self.overlap, _ = self._sketch.update(statistics.sketch)
         event = _blank_event() | {
@@ -448,32 +450,50 @@ class Survey:
         )
         return event, by_tensor, shares
 
-    def _tails(self, statistics: Statistics, rank: float) -> dict[str, float]:
-        distances = statistics.pcp.sum(0)
+    def _tails(self, update: Update, statistics: Statistics, rank: float) -> dict[str, float]:
+        # |d_r|^2 goes with w_r (1 - w_r): contributions of unequal size must not pass for heavy tails.
+        weights = statistics.shares * (1 - statistics.shares)
+        distances = statistics.pcp.sum(0) / weights
         if not self._options.tails or statistics.sample is None or not distances.sum() > 0:
             return {}
         self._pooled = [*self._pooled, *(distances / distances.mean()).tolist()][-POOLED:]
-        found = tails(statistics.sample, torch.tensor(self._pooled, dtype=torch.float64), rank)
+        # A process keeps coordinates of its own contributions: their indices are averaged.
+        first = update.rank * len(statistics.sample)
+        here = weights[first : first + len(statistics.sample)]
+        sample = statistics.sample / here.sqrt().to(statistics.sample)[:, None]
+        found = tails(sample, torch.tensor(self._pooled, dtype=torch.float64), rank)
+        index = self._averaged(update, found.standardised)
         return {
-            "hill": found.standardised.value,
-            "hill_se": found.standardised.stderr,
-            "hill_gaussian": found.gaussian,
-            "hill_raw": found.raw.value,
+            "hill": index.value,
+            "hill_se": index.stderr,
+            "hill_gaussian": self._averaged(update, Estimate(found.gaussian, 0.0)).value,
+            "hill_raw": self._averaged(update, found.raw).value,
             "norm_hill": found.norm.value,
             "norm_hill_gaussian": found.norm_gaussian,
         }
+
+    def _averaged(self, update: Update, found: Estimate, same_draws: bool = False) -> Estimate:
+        """Mean over processes, whose errors are independent, or as one where they drew the same probes."""
+        own = torch.tensor(found, dtype=torch.float64, device=self._members[0].parameter.device)
+        values, errors = torch.stack(update.gathered(own)).cpu().unbind(1)
+        error = errors.mean() if same_draws else errors.norm() / len(errors)
+        return Estimate(values.mean().item(), error.item())
 
     def _measure_curvature(
         self, update: Update, listener: Listener, step: int, event: dict[str, Any]
     ) -> None:
         options = self._options
-        draw = torch.Generator().manual_seed((options.seed << 32) + self._events + (1 << 31))
+        # Labels are drawn anew by each process, directions through parameters alike.
+        own = 0 if options.curvature == "hessian" else update.rank
+        draw = generator(options.seed, "curvature", self._events, own)
         p = {
             m.parameter: (update.preconditioner(m)() if kept is None else kept).view_as(m.parameter)
             for m in self._members
             for kept in [(update.kept or {}).get(m.parameter)]
         }
         inputs = listener.inputs[-self._calls :]
+        if options.curvature == "empirical_fisher" or options.fisher_unit == "sequence":
+            self.predictions = curvatures.predictions_of(self._model, inputs[0], options.logits)
         if options.curvature == "mc_fisher":
             found = curvatures.monte_carlo_fisher(
                 self._model, inputs, p, draw, options.likelihood, options.logits
@@ -488,11 +508,13 @@ class Survey:
                 "curvature empirical_fisher: F = C + g g', so P-NE* logs eta/B: take mc_fisher",
                 stacklevel=2,
             )
-            batch, tokens = self._amounts(update, listener)
+            batch, _ = self._amounts(update, listener)
             # Tr(P F_sequence P) = B Tr(P C/B P) + |P g|^2 without bias; F_token = T F_sequence.
             noise = Estimate(event["trace_pcp"], event["trace_pcp_se"])
             value = batch * noise.value + event["signal_pcp"] - noise.value
-            found = Estimate(value, (batch - 1) * noise.stderr).scaled(tokens / batch if batch else math.nan)
+            found = Estimate(value, (batch - 1) * noise.stderr).scaled(self.predictions)
+        if options.curvature != "empirical_fisher":
+            found = self._averaged(update, found, same_draws=options.curvature == "hessian")
         self._curvature, self._curvature_step = found, step
 
     def state_dict(self) -> dict[str, Any]:
@@ -505,6 +527,7 @@ class Survey:
             "curvature": tuple(self._curvature),
             "curvature_step": self._curvature_step,
             "overlap": self.overlap,
+            "predictions": self.predictions,
             "sketch": None if self._sketch is None else self._sketch.covariance.clone(),
         }
 
@@ -513,7 +536,7 @@ class Survey:
         self._events, self.estimator = state["events"], state["estimator"]
         self._accumulates, self._pooled = state["accumulates"], list(state["pooled"])
         self._curvature, self._curvature_step = Estimate(*state["curvature"]), state["curvature_step"]
-        self.overlap = state["overlap"]
+        self.overlap, self.predictions = state["overlap"], state["predictions"]
         if self._sketch is not None and state["sketch"] is not None:
             self._sketch.covariance = state["sketch"].clone()
 
