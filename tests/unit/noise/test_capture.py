@@ -419,6 +419,22 @@ def test_a_discarded_backward_does_not_reach_the_examples() -> None:
     assert traces[0].stderr == pytest.approx(traces[1].stderr, rel=1e-12)
 
 
+@pytest.mark.parametrize("estimator", ["auto", "micro", "example", "norms", "hutchinson"])
+def test_a_removed_meter_leaves_no_trace(estimator: str) -> None:
+    """In the middle of an update that it listens to: no hook on model, parameters or optimizer."""
+    net, inputs = case("stack")
+    options = {"losses": lambda model: losses(model(*inputs))} if estimator == "hutchinson" else {}
+    meter, optimizer = measured(net, estimator=estimator, **options)
+    losses(net(*inputs)).mean().backward()
+    meter.remove()
+    losses(net(*inputs)).mean().backward()
+    optimizer.step()
+    for module in net.modules():
+        assert not any((module._forward_hooks, module._forward_pre_hooks, module._backward_hooks))
+    assert not any(p._backward_hooks for p in net.parameters())
+    assert not any((optimizer._optimizer_step_pre_hooks, optimizer._optimizer_step_post_hooks))
+
+
 def test_passes_without_gradients_are_not_kept() -> None:
     net, inputs = case("stack")
     heard = listener(net)

@@ -356,7 +356,6 @@ def test_a_classifier_of_sequences_makes_one_prediction_each() -> None:
     exact = exact_fisher(net, ids, {q: torch.ones_like(q) for q in net.parameters()})
     empirical = found["empirical_fisher", "token"]
     assert empirical.value == pytest.approx(exact, rel=0.35)  # lr 0.1 has moved the model since
-    assert found["mc_fisher", "token"].value == pytest.approx(exact, abs=4.5 * exact)
 
 
 def test_the_empirical_fisher_is_a_tautology_and_warned_of() -> None:

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.unit.conftest import SMALL
 
 from gradnoise.base import layout
 from gradnoise.base.errors import InputError
 from gradnoise.base.study import Study, load_study
-from gradnoise.base.tables import NOISE_EVENTS, NOISE_TENSORS, SCORES, TRAJECTORY, read_table
+from gradnoise.base.tables import NOISE_EVENTS, NOISE_PARTS, SCORES, TRAJECTORY, read_table
 from gradnoise.tasks.stream import stream
 from gradnoise.training import checkpoint
 from gradnoise.training.branching import new_state, run
@@ -20,30 +21,7 @@ from gradnoise.training.loop import CHUNK, Batches, Settings, train
 from gradnoise.training.settings import anneal_updates, branch_points, job_runs, job_sequences, job_settings
 from gradnoise.training.train import train as train_job
 
-SMALL = """
-plan: preregistration/rehearsal.yaml
-blocks:
-  race:
-    task: {kind: pair, classes: 12, features: 8, labels: 4, context_classes: 2, copies: 2, item_noise: 0.1,
-      in_context: 1.0}
-    model: {width: 8, layers: 1, heads: 1}
-    branches: {sequences: [256, 512], updates: 4, anneal: 0.5}
-    evaluation_sequences: 256
-    noise: {contributions: 4, every_sequences: 64}
-    seeds: 2
-    grid: {batch: [16, 64], learning_rate: [2.0e-3]}
-"""
 JOB = ("race", "b016-lr0.002", "s00-01")
-
-
-@pytest.fixture
-def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
-    given = {name: Path(name).read_text() for name in ("preregistration/rehearsal.yaml", "config/quick.yaml")}
-    monkeypatch.chdir(tmp_path)
-    for name, text in {**given, "config/small.yaml": SMALL}.items():
-        Path(name).parent.mkdir(exist_ok=True)
-        Path(name).write_text(text)
-    return load_study("small")
 
 
 def digests() -> dict[str, str]:
@@ -84,10 +62,15 @@ def test_a_job_writes_what_was_trained(study: Study) -> None:
     branch = run_events[run_events.segment == 3]
     assert branch.step.iloc[0] == 33
     assert trunk.sum_lr.sum() + branch.sum_lr.sum() == pytest.approx(last.sum_lr)
-    tensors = read_table(layout.run("small", *JOB, "noise_tensors"), NOISE_TENSORS).to_pandas()
-    total = tensors.groupby(["run_id", "segment", "step"]).trace_pcp.sum()
+    # Curvature is measured at every second event of a stretch; steps count from the start of the run.
+    assert branch.curvature_step.iloc[0] == 33
+    assert (events.curvature > 0).all()
+    assert (events.batch == 16).all()
+    parts = read_table(layout.run("small", *JOB, "noise_parts"), NOISE_PARTS).to_pandas()
     expected = events.set_index(["run_id", "segment", "step"]).trace_pcp
-    assert (total - expected).abs().max() < 1e-9 * expected.abs().max()
+    for _, rows in parts.groupby("kind"):
+        total = rows.groupby(["run_id", "segment", "step"]).trace_pcp.sum()
+        assert (total - expected).abs().max() < 1e-9 * expected.abs().max()
     trajectory = read_table(layout.run("small", *JOB, "trajectory"), TRAJECTORY).to_pandas()
     assert trajectory[trajectory.segment == 0].groupby("run_id").step.max().tolist() == [32, 32]
     assert not list(Path("scratch").rglob("*.safetensors")), (
