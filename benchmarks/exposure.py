@@ -10,6 +10,7 @@ bootstrap interval. Prints sections in Markdown, all or those that are named. `c
 and exposure-cost.svg too.
 """
 
+import copy
 import csv
 import sys
 import time
@@ -63,7 +64,12 @@ class Gpt(nn.Module):
     """Untied head without bias, learned positions; `expand`: position ids (B, T), as Opacus needs them."""
 
     def __init__(
-        self, width: int = 128, vocabulary: int = 1024, tokens: int = 64, layers: int = 4, expand: bool = False
+        self,
+        width: int = 128,
+        vocabulary: int = 1024,
+        tokens: int = 64,
+        layers: int = 4,
+        expand: bool = False,
     ) -> None:
         super().__init__()
         self.expand = expand
@@ -141,7 +147,8 @@ def measured(run: Run, parts: int = 1, steps: int = 1, every: Any = 1, **options
             for _ in range(steps):
                 run.step(parts)
             if every == 1:
-                assert meter.last is not None and meter.last.trace.value > 0
+                assert meter.last is not None
+                assert meter.last.trace.value > 0
 
         try:
             return timed(work)
@@ -389,7 +396,7 @@ def agreement(step: Callable[[], Traces], run: Run) -> str:
     twin = Run(expand=run.net.expand)
     twin.draw.set_state(run.draw.get_state())
     twin.net.load_state_dict(run.net.state_dict())
-    twin.optimizer.load_state_dict(run.optimizer.state_dict())
+    twin.optimizer.load_state_dict(copy.deepcopy(run.optimizer.state_dict()))
     meter = exposure(twin.net, twin.optimizer, every=1, estimator="example", p="step")
     twin.step()
     meter.remove()
@@ -399,8 +406,10 @@ def agreement(step: Callable[[], Traces], run: Run) -> str:
     return f"{len(theirs)} of {len(own)} tensors; from ours by {apart:.0e}"
 
 
-def peer(name: str, make: Callable[[Run], Callable[[], Any]], same: bool = True, expand: bool = False) -> Case:
-    """A peer's step beside a plain step of another run; `same`: it gives our quantity, so it is compared."""
+def peer(
+    name: str, make: Callable[[Run], Callable[[], Any]], same: bool = True, expand: bool = False
+) -> Case:
+    """A peer's step beside a plain one of another run; `same`: it gives our quantity; values are compared."""
     run, base = Run(expand=expand), plain(Run())
     try:
         step = make(run)
@@ -421,7 +430,9 @@ def peers(rounds: int) -> Iterator[str]:
         peer("`vmap(grad)`, an extra pass, chunks of 8", lambda run: vmap_step(run, 8, replace=False)),
         peer("`vmap(grad)` in place of backward()", lambda run: vmap_step(run, None, replace=True)),
         Case("ours, `example`, first 8, + `mc_fisher`", plain(run), measured(run, curvature="mc_fisher")),
-        Case("ours, the same + `hessian`, 2 probes", plain(run), measured(run, curvature="hessian", probes=2)),
+        Case(
+            "ours, the same + `hessian`, 2 probes", plain(run), measured(run, curvature="hessian", probes=2)
+        ),
         *(
             peer(f"curvlinops 3.0.1 `{kind}`", lambda run, kind=kind: curvlinops_step(run, kind), same=False)
             for kind in ("EFLinearOperator", "GGNLinearOperator", "HessianLinearOperator")
@@ -474,8 +485,10 @@ def draw() -> None:
     with style.applied("exposure-cost"):
         figure = Figure(figsize=(style.WIDTH, 2.6))
         left, right = figure.subplots(1, 2, sharey=True)
-        panel(left, [row for row in rows if row["batch"] == "32"], "width", "width of the model (B = 32)")
-        panel(right, [row for row in rows if row["width"] == "128"], "batch", "sequences in a batch (d = 128)")
+        of_width = [row for row in rows if row["batch"] == "32"]
+        of_batch = [row for row in rows if row["width"] == "128"]
+        panel(left, of_width, "width", "width of the model (B = 32)")
+        panel(right, of_batch, "batch", "sequences in a batch (d = 128)")
         left.set_ylabel("measured / plain step")
         right.legend(loc="upper right")
         metadata = {

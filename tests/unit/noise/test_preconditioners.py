@@ -23,7 +23,11 @@ Make = Callable[[list[nn.Parameter]], Optimizer]
 
 
 def made(kind: type[Optimizer], **options: Any) -> Make:
-    return lambda parameters: kind(parameters, lr=LR, **options)
+    def make(parameters: list[nn.Parameter]) -> Optimizer:
+        return kind(parameters, lr=LR, **options)
+
+    make.__name__ = " ".join([kind.__name__, *(f"{name}={value}" for name, value in options.items())])
+    return make
 
 
 ADAPTIVE = {
