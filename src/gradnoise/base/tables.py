@@ -130,12 +130,13 @@ NOISE_EVENTS = Table(
         Column("gradient_norm", "float", "norm of the batch gradient before clipping", "gradient"),
         Column("second_moment", "float", "mean of the optimizer's second moment", "squared gradient", True),
         Column("loss", "float", "training loss of the measured update", "nats", True),
+        Column("population_factor", "float", "1 - B/N without replacement, in every variance; else 1"),
     ),
 )
 
 _PART = (
-    Column("kind", "text", "layer, class or tensor"),
-    Column("part", "text", "name of the layer, class or tensor"),
+    Column("kind", "text", "layer or class"),
+    Column("part", "text", "name of the layer or class"),
 )
 
 NOISE_PARTS = Table(

@@ -106,6 +106,8 @@ class Event(Trace):
     gradient_norm: float
     second_moment: float
     loss: float
+    # 1 - B/N of batches drawn without replacement, which is in every variance; else 1.
+    population_factor: float = 1.0
 
     @property
     def signal(self) -> tuple[Estimate, Estimate]:
@@ -180,30 +182,33 @@ def integrate(traces: Iterable[Trace]) -> dict[str, Estimate]:
 def noise_scale(events: Iterable[Event], half_life: float | None = None) -> tuple[Estimate, Estimate]:
     r"""Gradient noise scales: preconditioned, Tr(PCP) / |P g|^2, and plain, Tr(C) / |g|^2, in sequences.
 
-    C = B times the update noise; numerator and unbiased denominator are averaged over the events first,
-    apart, and divided last (a mean of ratios has no mean). With `half_life` (in events) newer ones weigh
-    more, else all weigh the same. nan where the mean denominator is not positive: noise that drowns the
-    signal has no scale yet. No critical batch size under Adam (arXiv 2505.23971).
+    C = B times the update noise (without replacement: over 1 - B/N); numerator and unbiased denominator are
+    averaged over the events first, apart, and divided last (a mean of ratios has no mean). With `half_life`
+    (in events) newer ones weigh more, else all weigh the same. nan where the mean denominator is not
+    positive: noise that drowns the signal has no scale yet. No critical batch size under Adam (arXiv
+    2505.23971).
     """
     listed = list(events)
-    if not listed:
+    if not listed or not all(event.population_factor > 0 for event in listed):
         return UNKNOWN, UNKNOWN
     decay = 1.0 if half_life is None else 0.5 ** (1 / half_life)
     weights = [decay ** (len(listed) - 1 - n) for n in range(len(listed))]
     total = math.fsum(weights)
     weights = [weight / total for weight in weights]
 
+    sizes = [event.batch / event.population_factor for event in listed]
+
     def over(signal: int, trace: str, covariance: str) -> Estimate:
-        rows = list(zip(weights, listed, strict=True))
+        rows = list(zip(weights, sizes, listed, strict=True))
         top = Estimate(
-            math.fsum(w * e.batch * getattr(e, trace) for w, e in rows),
-            math.sqrt(math.fsum((w * e.batch * getattr(e, f"{trace}_se")) ** 2 for w, e in rows)),
+            math.fsum(w * b * getattr(e, trace) for w, b, e in rows),
+            math.sqrt(math.fsum((w * b * getattr(e, f"{trace}_se")) ** 2 for w, b, e in rows)),
         )
         bottom = Estimate(
-            math.fsum(w * e.signal[signal].value for w, e in rows),
-            math.sqrt(math.fsum((w * e.signal[signal].stderr) ** 2 for w, e in rows)),
+            math.fsum(w * e.signal[signal].value for w, _, e in rows),
+            math.sqrt(math.fsum((w * e.signal[signal].stderr) ** 2 for w, _, e in rows)),
         )
-        return ratio(top, bottom, math.fsum(w * w * e.batch * getattr(e, covariance) for w, e in rows))
+        return ratio(top, bottom, math.fsum(w * w * b * getattr(e, covariance) for w, b, e in rows))
 
     return over(0, "trace_pcp", "covariance_pcp"), over(1, "trace_c", "covariance_c")
 

@@ -94,7 +94,7 @@ class Ledger:
         first = [math.fsum(group) for group in rates]
         second = [math.fsum(rate * rate for rate in group) for group in rates]
         logs = [
-            math.fsum(2 * math.log1p(-rate * decay) for rate in group)
+            math.fsum(2 * math.log1p(-min(rate * decay, 1 - 1e-16)) for rate in group)
             for group, decay in zip(rates, now.decays, strict=True)
         ]
         sums = [ratio * first[group] for ratio, group in zip(now.ratios, now.groups, strict=True)]

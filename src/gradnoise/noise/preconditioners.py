@@ -96,11 +96,12 @@ def read(optimizer: Optimizer, parameter: Tensor, group: dict[str, Any] | None =
             parameter, second, 1 - beta2, lambda v: (v / correction).sqrt_().add_(eps).reciprocal_()
         )
     if isinstance(optimizer, RMSprop):
-        second = moment("square_avg")
+        second, weight = moment("square_avg"), 1 - group["alpha"]
         if group["centered"]:
-            second = second - moment("grad_avg").square()
+            # v - m^2, of which m takes back (1 - alpha)^2 of the squared gradient.
+            second, weight = second - moment("grad_avg").square(), weight * group["alpha"]
         return Preconditioner(
-            parameter, second, 1 - group["alpha"], lambda v: v.clamp_min(0).sqrt_().add_(eps).reciprocal_()
+            parameter, second, weight, lambda v: v.clamp_min(0).sqrt_().add_(eps).reciprocal_()
         )
     if isinstance(optimizer, Adafactor):
         return _adafactor(state, group, parameter)

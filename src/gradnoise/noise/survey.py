@@ -57,6 +57,7 @@ class Survey:
         self.counts: list[Tensor] = []
         self.overlap = math.nan
         self.predictions = math.nan  # of a sequence, T of a language model; where the unit of F needs it
+        self._population_factor = 1.0  # 1 - B/N where batches are drawn without replacement
         self._events = 0
         self._calls = 1  # of backward() in the update under way, by this process
         self._accumulates = False  # whether the last measured update had several micro-batches
@@ -150,6 +151,7 @@ class Survey:
             "learning_rate": rate,
             "batch": batch,
             "tokens": tokens,
+            "population_factor": self._population_factor,
             "curvature": self._curvature.value,
             "curvature_se": self._curvature.stderr,
             "curvature_step": self._curvature_step,
@@ -185,7 +187,7 @@ class Survey:
                 "gradients", f"are {factor:.3g} times the sum of backward() calls", _SCALED.format(1)
             )
         power = math.log2(factor)
-        if self._options.scaler is None and power <= -6 and abs(power - round(power)) < 1e-3:
+        if self._options.scaler is None and power < -0.5 and abs(power - round(power)) < 1e-5:
             raise InputError(
                 "gradients",
                 f"are {factor:.3g} times the sum of backward() calls",
@@ -228,7 +230,8 @@ class Survey:
             batch, _ = self._amounts(update, listener)
             if batch > options.population:
                 raise InputError("population", options.population, f"is less than the batch of {batch}")
-            statistics.factor *= 1 - batch / options.population
+            self._population_factor = 1 - batch / options.population
+            statistics.factor *= self._population_factor
         effective, statistics = self._effective(update, statistics, rows)
         return self._event(update, statistics, effective)
 

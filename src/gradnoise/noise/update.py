@@ -144,6 +144,7 @@ def factor_used(update: Update, rows: Rows) -> float:
             raise InputError(
                 f"gradient of {member.name}",
                 "is not one factor times the sum of this step's backward() calls",
-                "clip by total norm, not by value or by layer, and change gradients in no other way",
+                "clip by total norm, not by value or by layer, and change gradients in no other way; give a"
+                " DistributedDataParallel model itself",
             )
     return factor

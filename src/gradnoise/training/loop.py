@@ -70,7 +70,10 @@ class Settings:
 
 @dataclass(frozen=True)
 class Stretch:
-    """What a stretch of updates logged; `diverged` if a loss or a measured trace was not finite."""
+    """What a stretch of updates logged; `diverged` if a loss or a measured trace was not finite.
+
+    `parts` are layers and classes; single tensors would make most of a run's bytes.
+    """
 
     windows: list[Window]
     events: list[Event]
@@ -131,7 +134,11 @@ def train(
     return Stretch(
         windows,
         [_shifted(e, start) for e in finite if lost is None or e.step < lost],
-        [replace(p, step=p.step + start) for p in meter.parts if lost is None or p.step < lost],
+        [
+            replace(p, step=p.step + start)
+            for p in meter.parts
+            if p.kind != "tensor" and (lost is None or p.step < lost)
+        ],
         diverged=lost is not None or windows[-1].loss is None,
     )
 

@@ -40,6 +40,7 @@ def event(**given: Any) -> Event:
         "signal_c_se": 0.6,
         "curvature": math.nan,
         "curvature_se": math.nan,
+        "population_factor": 1.0,
     }
     return Event(**fields | given)
 

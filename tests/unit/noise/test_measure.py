@@ -47,7 +47,7 @@ def test_exposure_is_the_sum_over_trunk_and_branch(study: Study) -> None:
     assert value["ne"] == pytest.approx((covered.sum_lr2 * covered.trace_c).sum())
     assert value["pne_star"] == pytest.approx((covered.sum_lr * covered.trace_pcp / covered.curvature).sum())
     own = parts[(parts.run_id == run.run_id.iloc[0]) & (parts.branch == 3)]
-    for kind in ("layer", "class", "tensor"):
+    for kind in ("layer", "class"):
         rows = own[(own.kind == kind) & (own.definition == "pne2")]
         assert rows.value.sum() == pytest.approx(value["pne2"])
         assert not rows.stderr.isna().any()
