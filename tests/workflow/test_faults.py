@@ -10,7 +10,7 @@ from typing import TypeVar
 
 import psutil
 import pytest
-from tests.workflow.project import NAME, RACE, Project, stop
+from tests.workflow.project import NAME, RACE, TEXT, Project, stop
 
 from gradnoise.base import layout
 
@@ -130,6 +130,23 @@ def test_a_stray_file_is_named_and_stops_the_study(shared: Project) -> None:
     stray.parent.rmdir()
     mended = shared.snakemake()
     assert mended.jobs == {"write_manifest": 1}, mended
+
+
+@pytest.mark.parametrize("command", [("make", f"QUICK={NAME}", "results"), ("dvc", "repro")], ids=" ".join)
+def test_who_rebuilds_sees_which_cell_trains_and_why_a_job_failed(
+    copy: Project, command: tuple[str, ...]
+) -> None:
+    for table in TABLES:
+        (copy.path / table).unlink()
+    broken = copy.path / layout.run(NAME, "text", TEXT, "s00-00", "scores")
+    whole = broken.read_bytes()
+    broken.write_bytes(whole[: len(whole) // 2])
+    failed = copy.make(*command[1:]) if command[0] == "make" else copy.try_run(*command)
+    assert failed.status != 0, failed
+    assert f"train race/{RACE[0]}, seeds s00-04" in failed.text, failed
+    said = [line for line in failed.text.splitlines() if line.startswith("gradnoise: ")]
+    assert len(said) == 1, failed
+    assert said[0].startswith(f"gradnoise: {broken.relative_to(copy.path)}: is not a whole Parquet file")
 
 
 @pytest.mark.parametrize(

@@ -54,7 +54,7 @@ def test_every_output_lies_in_one_dvc_out_and_every_out_holds_outputs(tiny: Proj
 def test_a_phase_of_the_dag_is_a_stage(stages: list) -> None:
     assert {stage.name for stage in stages} == set(phases.MODULES)
     for stage in stages:
-        assert re.fullmatch(r"snakemake --quiet rules -- \w+", stage.cmd)
+        assert re.fullmatch(r"snakemake --quiet reason host -- \w+", stage.cmd)
 
 
 @pytest.mark.slow
