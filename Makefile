@@ -42,9 +42,10 @@ publish: $(INSTALLED)
 	@other=$$(git status --porcelain --untracked-files=all -- . $(ARTIFACTS:%=':!%')) || exit 2; \
 	[ -z "$$other" ] || \
 		{ echo "publish: $$(sed 's/^...//;q' <<< "$$other"): differs from HEAD: commit it first" >&2; exit 2; }
-	@snakemake --dry-run --quiet all | grep "Nothing to be done" >/dev/null || \
+	@said=$$(snakemake --dry-run --quiet all 2>&1) || { echo "$$said" >&2; exit 2; }; \
+	[[ $$said == *"Nothing to be done"* ]] || \
 		{ echo "publish: results are stale: run make study first" >&2; exit 2; }
-	@study=$$($(PUBLISHED) name) || exit 2; \
+	@study=$$($(PUBLISHED) name) && gradnoise run provenance --check --study "$$study" || exit 2; \
 	before=$$(du -sk dvc-store 2>/dev/null | cut -f1); \
 	dvc commit --force --quiet && dvc push --quiet && \
 	after=$$(du -sk dvc-store | cut -f1) && \

@@ -74,6 +74,42 @@ def test_only_a_fresh_and_committed_study_is_published(copy: Project, tmp_path: 
     assert "Another end" in (clone.path / layout.report(NAME)).read_text()
 
 
+def test_a_stray_file_is_never_published_nor_fresh(copy: Project) -> None:
+    """The manifest is there, so Snakemake has nothing to do and looks at nothing."""
+    before = commits(copy)
+    for stray in (f"results/{NAME}/notes.txt", f"results/{NAME}/figures/old.svg", "results/notes.txt"):
+        (copy.path / stray).write_text("Not ours.\n")
+        copy.assert_nothing_to_do()
+        for target in ("publish", "fresh"):
+            refused = copy.make(target)
+            assert refused.status == 2, refused
+            said = f"gradnoise: {stray}: no rule writes it: move it out of results/ or delete it"
+            assert said in refused.err.splitlines(), refused
+        (copy.path / stray).unlink()
+    assert commits(copy) == before
+    copy.assert_fresh()
+
+
+def test_what_was_built_before_its_code_was_committed_is_not_published(copy: Project) -> None:
+    copy.edit(TEMPLATE, another_end)
+    copy.snakemake()
+    copy.git("commit", "--all", "--quiet", "--message", "Another report")
+    copy.assert_nothing_to_do()
+    before = commits(copy)
+    refused = copy.make("publish")
+    assert refused.status == 2, refused
+    report = layout.report(NAME)
+    said = f"gradnoise: {report}: report-report-0002 wrote it in a work tree with uncommitted changes: "
+    assert [line for line in refused.err.splitlines() if line.startswith(said)], refused
+    assert commits(copy) == before
+
+    (copy.path / report).unlink()
+    copy.snakemake()
+    published = copy.make("publish")
+    assert published.status == 0, published
+    assert commits(copy) == before + 1
+
+
 @pytest.mark.parametrize("state", ["modified", "staged", "untracked"])
 def test_publish_refuses_sources_that_are_not_committed(copy: Project, state: str) -> None:
     """The artifacts would be in Git and the code that made them would not."""

@@ -10,13 +10,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import BaseModel
-
 from gradnoise.base import layout, strict_yaml
 from gradnoise.base.errors import InputError
-from gradnoise.base.files import canonical_json, read_json, sha256, sha256_of
-from gradnoise.base.study import study_path, validated
+from gradnoise.base.files import canonical_json, sha256, sha256_of
+from gradnoise.base.study import study_path
 from gradnoise.provenance.closure import code_closure
+from gradnoise.provenance.manifest import read_manifest
 from gradnoise.provenance.records import (
     Decided,
     Document,
@@ -71,17 +70,6 @@ class Trace:
     hashed: int
 
 
-class _Entry(BaseModel):
-    """What a trace reads of a file's entry in the manifest."""
-
-    record: str
-    record_sha256: str
-
-
-class _Manifest(BaseModel):
-    files: tuple[_Entry, ...]
-
-
 def trace(path: str, today: Today, root: Path | str = ".") -> Trace:
     """Trace one file of a study.
 
@@ -132,8 +120,7 @@ class _Tracer:
             if record.status == "finished"
             for output in record.outputs
         }
-        manifest = Path(root, layout.manifest(study))
-        entries = validated(_Manifest, read_json(manifest), str(manifest)).files if manifest.is_file() else ()
+        entries = read_manifest(study, root).files if Path(root, layout.manifest(study)).is_file() else ()
         self.listed = {entry.record: entry.record_sha256 for entry in entries}
         self.hashes: dict[str, str] = {}
         self.steps: dict[str, Step] = {}
