@@ -59,11 +59,13 @@ class Step:
 class Trace:
     """A traced file and the job that wrote it, with what was checked on the way down.
 
-    `steps` is every job, each once; `plans` the plans that mean what they meant then; `hashed` the number of
-    files hashed.
+    `beside` is what the job wrote under the same name with another ending: a figure's plot data. `steps` is
+    every job, each once; `plans` the plans that mean what they meant then; `hashed` the number of files
+    hashed.
     """
 
     file: File
+    beside: tuple[File, ...]
     step: Step
     steps: tuple[Step, ...]
     plans: tuple[Document, ...]
@@ -75,6 +77,7 @@ def trace(path: str, today: Today, root: Path | str = ".") -> Trace:
 
     For the file, and then for every input of the job behind it, and so on down: its bytes are those that the
     reading job recorded, and a finished attempt wrote exactly these bytes (of several, the newest counts).
+    So is what that attempt wrote beside the traced file under the same name: a figure's plot data.
     For every job: its record has the bytes that the manifest lists, if there is one; its code closure has the
     same files with the same bytes; its plan has the same canonical hash; its settings, its runs with their
     seeds, and the pins of its packages are what `today(record)` gives.
@@ -95,9 +98,16 @@ def trace(path: str, today: Today, root: Path | str = ".") -> Trace:
     if not Path(root, name).is_file() and name not in tracer.named:
         raise InputError("path", path, "no such file, and no attempt names it")
     file = tracer.top(name)
-    step = tracer.step(tracer.producer(file))
+    record = tracer.producer(file)
+    beside = tuple(
+        tracer.unchanged(output.path, output.sha256, f"{record.id} wrote it")
+        for output in record.outputs
+        if output.path != name and Path(output.path).with_suffix("") == relative.with_suffix("")
+    )
+    step = tracer.step(record)
     return Trace(
         file=file,
+        beside=beside,
         step=step,
         steps=tuple(tracer.steps.values()),
         plans=tuple(tracer.plans.values()),

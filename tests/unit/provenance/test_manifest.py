@@ -16,9 +16,12 @@ FILES = [
     "results/fake/analysis/curves.txt",
     "results/fake/analysis/results.json",
     "results/fake/figures/dose.svg",
+    "results/fake/figures/dose.txt",
+    "results/fake/figures/other.svg",
     "results/fake/runs/race/b016/s00-01.scores.txt",
     "results/fake/runs/race/b016/s02-02.scores.txt",
 ]
+RUN = "results/fake/runs/race/b016/s00-01.scores.txt"
 pytestmark = pytest.mark.usefixtures("study")
 
 
@@ -35,10 +38,10 @@ def test_every_file_is_listed_with_its_hash_and_its_record() -> None:
 
 
 def test_of_attempts_with_the_same_bytes_the_newest_is_named(perform: Callable[..., Path]) -> None:
-    perform(name="race/b016/s00-01", outputs=(FILES[3],))
+    perform(name="race/b016/s00-01", outputs=(RUN,))
     write_manifest("fake", FILES)
     manifest = json.loads(Path(layout.manifest("fake")).read_text())
-    assert manifest["files"][3]["record"] == "train-race-b016-s00-01-0002"
+    assert manifest["files"][FILES.index(RUN)]["record"] == "train-race-b016-s00-01-0002"
 
 
 def test_a_file_with_other_bytes_than_any_attempt_wrote_is_named() -> None:
@@ -121,14 +124,14 @@ def test_what_ran_in_a_dirty_work_tree_cannot_be_published(perform: Callable[...
     identity = ("-c", "user.name=a", "-c", "user.email=a@b.c")
     subprocess.run(["git", "init", "--quiet"], check=True)
     subprocess.run(["git", *identity, "commit", "--quiet", "--allow-empty", "-m", "empty"], check=True)
-    perform(name="race/b016/s00-01", outputs=(FILES[3],))
+    perform(name="race/b016/s00-01", outputs=(RUN,))
     write_manifest("fake", FILES)
-    said = rf"^{FILES[3]}: train-race-b016-s00-01-0002 wrote it in a work tree with uncommitted changes: "
+    said = rf"^{RUN}: train-race-b016-s00-01-0002 wrote it in a work tree with uncommitted changes: "
     with pytest.raises(InputError, match=said):
         check_manifest("fake", FILES)
     # The same bytes again, from a commit that holds the code.
     subprocess.run(["git", "add", "--all"], check=True)
     subprocess.run(["git", *identity, "commit", "--quiet", "-m", "all"], check=True)
-    perform(name="race/b016/s00-01", outputs=(FILES[3],))
+    perform(name="race/b016/s00-01", outputs=(RUN,))
     write_manifest("fake", FILES)
     check_manifest("fake", FILES)
