@@ -135,8 +135,9 @@ def train(
     total = job_sequences(settings, block, cell, seeds)
 
     def work() -> None:
-        with progress(f"{block}/{cell}/{seeds}", total) as advance:
-            work_on(study, block, cell, seeds, closure_sha256(phases.MODULES["train"]), advance)
+        with progress(f"{block}/{cell}/{seeds}", total) as told:
+            code = closure_sha256(phases.MODULES["train"])
+            work_on(study, block, cell, seeds, code, told.advance, told.skip)
 
     _record(
         "train",
