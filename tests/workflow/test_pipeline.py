@@ -190,6 +190,14 @@ def test_a_value_of_the_plan_reruns_training_and_a_comment_nothing(shared: Proje
 
 
 @pytest.mark.slow
+def test_the_command_that_the_report_gives_rebuilds_everything_where_all_is_built(shared: Project) -> None:
+    page = (shared.path / layout.report(NAME)).read_text()
+    (command,) = re.findall(r"To rebuild everything from nothing: <code>(.+?)</code>", page)
+    answer = shared.run(*command.split(), "--dry-run")
+    assert answer.jobs == JOBS, answer
+
+
+@pytest.mark.slow
 def test_the_quick_study_has_few_jobs(shared: Project) -> None:
     answer = shared.plan("--forceall", "--config", "study=quick")
     assert set(answer.jobs) == set(JOBS), answer
