@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.workflow.project import NAME, Project, stop
+from tests.workflow.project import NAME, ROOT, Project, stop
 
 from gradnoise.base import layout
 from gradnoise.provenance.metadata import ignore_pattern
@@ -108,6 +108,14 @@ def test_what_was_built_before_its_code_was_committed_is_not_published(copy: Pro
     published = copy.make("publish")
     assert published.status == 0, published
     assert commits(copy) == before + 1
+
+
+def test_ci_ends_with_the_question_whether_the_published_study_is_fresh() -> None:
+    """Read and not run: it is the whole suite. No failure is passed over."""
+    text = (ROOT / ".ci/run").read_text()
+    lines = [line for line in text.splitlines() if line and not line.startswith("#")]
+    assert lines[0] == "set -euo pipefail"
+    assert lines[-3:] == ["make test", ".venv/bin/dvc pull --quiet", "make fresh"]
 
 
 @pytest.mark.parametrize("state", ["modified", "staged", "untracked"])
