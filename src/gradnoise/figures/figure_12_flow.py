@@ -69,7 +69,7 @@ def _column(panel: Axes, stage: str, counts: Mapping[float, int | None], widest:
     known = {height: count for height, count in counts.items() if count is not None}
     colour = style.PALETTE[1] if stage == "excluded" else style.PALETTE[0]
     # The pale bar behind is the full width of the planned column, so what is missing is seen.
-    panel.barh(list(counts), widest, _BAR, color="#f1f3f5")
+    panel.barh(list(known), widest, _BAR, color="#f1f3f5")
     panel.barh(list(known), list(known.values()), _BAR, color=colour, alpha=0.8)
     for height, count in counts.items():
         text = "–" if count is None else number(count)
@@ -92,8 +92,8 @@ def caption(data: pa.Table, results: Mapping[str, Any]) -> str:
     listed = ", ".join(f"{number(total)} {stage}" for stage, total in totals.items())
     return (
         "Runs of each cell at each stage: planned, started, finished without diverging, matched (reached the "
-        f"target loss of {matched_point(results, 'loss')}; in a block that the plan does not match, "
-        "finished), excluded (matched, but without a measured exposure), and "
-        f"analysed. In all {listed}. A cell is named by its batch size and learning rate; a full bar is the "
+        f"target loss of {matched_point(results, 'loss')}), excluded (matched, but without a measured "
+        "exposure), and analysed. A dash: the plan does not match the block, so its runs are not analysed. "
+        f"In all {listed}. A cell is named by its batch size and learning rate; a full bar is the "
         "largest number of runs planned in a cell."
     )

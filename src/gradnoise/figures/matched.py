@@ -137,9 +137,11 @@ def scatter(axes: Axes, all_points: list[Row], points: list[Row]) -> bool:
     Colours and shapes follow `all_points`, so the panels of one figure agree.
     """
     colours, shapes = _keys(all_points)
-    for row in points:
-        colour = colours[row["learning_rate"]]
-        axes.plot(row["x"], row["y"], shapes[row["batch"]], color=colour, **_DOT)
+    # A condition at a time: a call for each run would write its markup again for each.
+    for rate, batch in dict.fromkeys((row["learning_rate"], row["batch"]) for row in points):
+        mine = [row for row in points if (row["learning_rate"], row["batch"]) == (rate, batch)]
+        x, y = ([row[axis] for row in mine] for axis in "xy")
+        axes.plot(x, y, shapes[batch], color=colours[rate], **_DOT)
     return bool(points)
 
 

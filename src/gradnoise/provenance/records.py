@@ -14,7 +14,7 @@ import resource
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -112,12 +112,19 @@ class Commit(Strict):
 
 
 class Environment(Strict):
-    """What the code ran on."""
+    """What the code ran on; bytes are equal on the same kind of machine only.
+
+    `processor` is its model; `cpu_capability` the instruction set that torch chose, for jobs that use torch;
+    `gpu` its model, for jobs that run on it. Older records have none of the three.
+    """
 
     lock_sha256: str
     python: str
     packages: dict[str, str]
     platform: str
+    processor: str | None = None
+    cpu_capability: str | None = None
+    gpu: str | None = None
     host: str
     omp_num_threads: str | None
     slurm_job_id: str | None
@@ -245,7 +252,7 @@ def _started(job: Job) -> Record:
         plan=document_of(job.plan) if job.plan else None,
         code=Code(sha256=sha256_of(code), files=code),
         commit=_commit(),
-        environment=_environment(),
+        environment=_environment(job),
         start=_now(),
     )
     number, path = _reserve(job)
@@ -300,16 +307,31 @@ def _commit() -> Commit | None:
     return Commit(sha=head, dirty=any(not line.startswith("#") for line in lines))
 
 
-def _environment() -> Environment:
+def _environment(job: Job) -> Environment:
+    # Only where the job has loaded it: by itself it costs more than all the rest of a record.
+    torch = sys.modules.get("torch")
+    uses_gpu = torch and job.decided.settings.get("device") == "cuda" and torch.cuda.is_available()
     return Environment(
         lock_sha256=file_of(LOCK).sha256,
         python=platform.python_version(),
         packages={name: found for name in PACKAGES if (found := installed(name))},
         platform=platform.platform(),
+        processor=_processor_model(),
+        cpu_capability=torch.backends.cpu.get_cpu_capability() if torch else None,
+        gpu=torch.cuda.get_device_name() if torch and uses_gpu else None,
         host=platform.node(),
         omp_num_threads=os.environ.get("OMP_NUM_THREADS"),
         slurm_job_id=os.environ.get("SLURM_JOB_ID"),
     )
+
+
+def _processor_model() -> str | None:
+    """The processor as Linux names it; elsewhere what Python knows of it."""
+    with suppress(OSError):
+        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+        if found:
+            return found[1]
+    return platform.processor() or None
 
 
 def _now() -> str:

@@ -10,13 +10,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import BaseModel
-
 from gradnoise.base import layout, strict_yaml
 from gradnoise.base.errors import InputError
-from gradnoise.base.files import canonical_json, read_json, sha256, sha256_of
-from gradnoise.base.study import study_path, validated
+from gradnoise.base.files import canonical_json, sha256, sha256_of
+from gradnoise.base.study import study_path
 from gradnoise.provenance.closure import code_closure
+from gradnoise.provenance.manifest import read_manifest
 from gradnoise.provenance.records import (
     Decided,
     Document,
@@ -60,26 +59,17 @@ class Step:
 class Trace:
     """A traced file and the job that wrote it, with what was checked on the way down.
 
-    `steps` is every job, each once; `plans` the plans that mean what they meant then; `hashed` the number of
-    files hashed.
+    `beside` is what the job wrote under the same name with another ending: a figure's plot data. `steps` is
+    every job, each once; `plans` the plans that mean what they meant then; `hashed` the number of files
+    hashed.
     """
 
     file: File
+    beside: tuple[File, ...]
     step: Step
     steps: tuple[Step, ...]
     plans: tuple[Document, ...]
     hashed: int
-
-
-class _Entry(BaseModel):
-    """What a trace reads of a file's entry in the manifest."""
-
-    record: str
-    record_sha256: str
-
-
-class _Manifest(BaseModel):
-    files: tuple[_Entry, ...]
 
 
 def trace(path: str, today: Today, root: Path | str = ".") -> Trace:
@@ -87,6 +77,7 @@ def trace(path: str, today: Today, root: Path | str = ".") -> Trace:
 
     For the file, and then for every input of the job behind it, and so on down: its bytes are those that the
     reading job recorded, and a finished attempt wrote exactly these bytes (of several, the newest counts).
+    So is what that attempt wrote beside the traced file under the same name: a figure's plot data.
     For every job: its record has the bytes that the manifest lists, if there is one; its code closure has the
     same files with the same bytes; its plan has the same canonical hash; its settings, its runs with their
     seeds, and the pins of its packages are what `today(record)` gives.
@@ -107,9 +98,16 @@ def trace(path: str, today: Today, root: Path | str = ".") -> Trace:
     if not Path(root, name).is_file() and name not in tracer.named:
         raise InputError("path", path, "no such file, and no attempt names it")
     file = tracer.top(name)
-    step = tracer.step(tracer.producer(file))
+    record = tracer.producer(file)
+    beside = tuple(
+        tracer.unchanged(output.path, output.sha256, f"{record.id} wrote it")
+        for output in record.outputs
+        if output.path != name and Path(output.path).with_suffix("") == relative.with_suffix("")
+    )
+    step = tracer.step(record)
     return Trace(
         file=file,
+        beside=beside,
         step=step,
         steps=tuple(tracer.steps.values()),
         plans=tuple(tracer.plans.values()),
@@ -132,8 +130,7 @@ class _Tracer:
             if record.status == "finished"
             for output in record.outputs
         }
-        manifest = Path(root, layout.manifest(study))
-        entries = validated(_Manifest, read_json(manifest), str(manifest)).files if manifest.is_file() else ()
+        entries = read_manifest(study, root).files if Path(root, layout.manifest(study)).is_file() else ()
         self.listed = {entry.record: entry.record_sha256 for entry in entries}
         self.hashes: dict[str, str] = {}
         self.steps: dict[str, Step] = {}

@@ -23,7 +23,7 @@ def show(trace: Trace, label: str, console: Console | None = None) -> None:
     if not console.is_terminal:
         console.width = 10_000  # a file or a pipe gets whole lines
     console.print(Text.assemble((label, "bold"), f"  study {trace.step.record.study}"))
-    tree = Tree(_with_path(trace.file))
+    tree = Tree(Text("\n").join(_with_path(file) for file in (trace.file, *trace.beside)))
     _grow(tree, trace.step, (), set())
     console.print(tree)
     for topic, line in _summary(trace):
@@ -80,8 +80,10 @@ def _commit(record: Record) -> str:
 def _environment(record: Record) -> str:
     environment = record.environment
     packages = " ".join(f"{name} {version}" for name, version in environment.packages.items())
-    lock = f"{LOCK} {short(environment.lock_sha256)}"
-    return f"{lock}  python {environment.python} {packages}  {environment.platform}"
+    # A new linter is another lock file and the same results; what is checked is each job's own pins.
+    lock = f"{LOCK} {short(environment.lock_sha256)} (not checked; the pins of each job are)"
+    machine = (environment.platform, environment.processor, environment.cpu_capability, environment.gpu)
+    return f"{lock}  python {environment.python} {packages}  {'  '.join(filter(None, machine))}"
 
 
 def _with_path(file: File) -> Text:

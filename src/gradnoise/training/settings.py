@@ -33,11 +33,15 @@ def job_runs(study: Study, block: str, cell: str, chunk: str) -> list[dict[str, 
 
 
 def job_sequences(study: Study, block: str, cell: str, chunk: str) -> int:
-    """Sequences of a job that uses its whole budget, branches included: for a progress bar."""
+    """Sequences of a job whose runs use their whole budgets: for a progress bar."""
     chosen = study.block(block)
-    points = [step for step, _ in branch_points(chosen, chosen.cell(cell))]
-    updates = points[-1] + sum(anneal_updates(chosen, step) for step in points)
-    return len(chunk_seeds(chunk)) * chosen.cell(cell).batch * updates
+    return len(chunk_seeds(chunk)) * run_sequences(chosen, chosen.cell(cell))
+
+
+def run_sequences(block: Block, cell: Cell) -> int:
+    """Sequences of a run that uses its whole budget, branches included."""
+    points = [step for step, _ in branch_points(block, cell)]
+    return cell.batch * (points[-1] + sum(anneal_updates(block, step) for step in points))
 
 
 def branch_points(block: Block, cell: Cell) -> list[tuple[int, str]]:

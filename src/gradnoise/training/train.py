@@ -14,19 +14,26 @@ from gradnoise.base.tables import NOISE_EVENTS, NOISE_PARTS, SCORES, TRAJECTORY,
 from gradnoise.base.vocabulary import study_label
 from gradnoise.tasks.stream import stream
 from gradnoise.training.branching import Log, run
-from gradnoise.training.settings import job_runs, job_settings
+from gradnoise.training.settings import job_runs, job_settings, run_sequences
 
 SCRATCH = Path("scratch")
 Rows = list[dict[str, Any]]
 
 
 def train(
-    study: str, block: str, cell: str, chunk: str, code: str, advance: Callable[[int], None] = lambda _: None
+    study: str,
+    block: str,
+    cell: str,
+    chunk: str,
+    code: str,
+    advance: Callable[[int], None] = lambda _: None,
+    skip: Callable[[int], None] = lambda _: None,
 ) -> None:
     """Train every seed of a job and write its tables; finished runs and branches survive a kill.
 
     `code` names the version of the code (a hash of its sources): a checkpoint of other code, settings or
-    data is not resumed. `advance` is told how many sequences were trained.
+    data is not resumed. `advance` is told how many sequences were trained, `skip` how many of a run's budget
+    will not be: the run stopped early, or a checkpoint had them.
     """
     # One thread: the same bytes on any number of cores, and jobs that do not fight over them.
     torch.set_num_threads(1)
@@ -43,6 +50,7 @@ def train(
         scratch.append(SCRATCH / study / f"{member['run_id']}.safetensors")
         data = stream(chosen.task, member["seed"], corpus)
         fingerprint = sha256_of([*decides, member])
+        trained = _Sum(advance)
         log = run(
             chosen,
             chosen.cell(cell),
@@ -51,12 +59,24 @@ def train(
             settings.device,
             scratch[-1],
             fingerprint,
-            advance,
+            trained,
         )
+        skip(run_sequences(chosen, chosen.cell(cell)) - trained.total)
         logs.append((member, log))
     _write(study, chosen, (block, cell, chunk), logs, study_label(settings))
     for checkpoint in scratch:
         checkpoint.unlink()
+
+
+class _Sum:
+    """Pass amounts on and keep their sum."""
+
+    def __init__(self, then: Callable[[int], None]) -> None:
+        self.total, self._then = 0, then
+
+    def __call__(self, amount: int) -> None:
+        self.total += amount
+        self._then(amount)
 
 
 def _write(

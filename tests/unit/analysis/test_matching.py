@@ -130,6 +130,8 @@ def test_flow_counts_every_planned_run_once() -> None:
     rows = flow_of_runs(PLAN, STUDY, scores, {names[A], names[B]}, {names[B]})
     cell = {row["stage"]: row["runs"] for row in rows if row["cell"] == A[0]}
     assert cell == {"planned": 5, "started": 3, "finished": 2, "matched": 1, "excluded": 0, "analysed": 1}
+    # Nothing of the block that the plan does not match is called matched or analysed.
+    assert {row["stage"] for row in rows if row["block"] == "text"} == {"planned", "started", "finished"}
     assert totals(rows) == {
         "planned": 32,
         "started": 4,

@@ -19,7 +19,14 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [
-        ("seeds: 5", "seed: 5", "config/quick.yaml: blocks.race.seed: 5: Extra inputs are not permitted"),
+        (
+            "seeds: 5",
+            "seed: 5",
+            "config/quick.yaml: blocks.race.seed: 5: no such setting: did you mean seeds?",
+        ),
+        ("labels: 16", "labbels: 16", "blocks.race.task.labbels: 16: no such setting: did you mean labels?"),
+        ("seeds: 5", "threads: 5", "blocks.race.threads: 5: no such setting: must be one of ['branches', "),
+        ("    grid: {", "    grids: {", "blocks.race.grids: {'batch': [16, 64, 256], "),
         ("seeds: 5", "seeds: 0", "blocks.race.seeds: 0: Input should be greater than or equal to 1"),
         ("seeds: 5", "seeds: .nan", "config/quick.yaml: blocks: race: seeds: nan: must be a finite number"),
         ("seeds: 5", "seeds: 5\n    seeds: 6", "duplicate key"),
@@ -61,11 +68,16 @@ def test_a_fault_is_one_line_naming_field_and_value(study: Path, old: str, new: 
     assert "\n" not in str(fault.value)
 
 
-def test_a_study_that_does_not_exist_is_named(study: Path) -> None:
-    with pytest.raises(InputError, match="config/absent.yaml: missing"):
+def test_a_study_that_does_not_exist_is_named(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study.with_name("config.yaml").write_text("study: quick\n")
+    study.with_name("large.yaml").write_text(QUICK)
+    with pytest.raises(InputError, match="config/absent.yaml: missing: the studies are large, quick$"):
         load_study("absent")
     with pytest.raises(InputError, match="lower-case letters"):
         load_study("../config/quick")
+    monkeypatch.chdir(study.parent)
+    with pytest.raises(InputError, match="config/quick.yaml: missing: run from the repository root$"):
+        load_study("quick")
 
 
 def test_jobs_cover_every_cell_and_seed_once(study: Path) -> None:

@@ -106,7 +106,7 @@ def study(repository: Path, perform: Callable[..., Path]) -> Path:
         perform(name=f"race/b016/{chunk}", outputs=(runs[-1],))
     tables = (f"{RESULTS}/analysis/curves.txt", f"{RESULTS}/analysis/results.json")
     perform(phase="analyse", name="analyse", module=ANALYSE, inputs=tuple(runs), outputs=tables)
-    figure = (f"{RESULTS}/figures/dose.svg",)
+    figures = tuple(f"{RESULTS}/figures/{name}" for name in ("dose.svg", "dose.txt", "other.svg"))
     inputs = (*tables, "config/fake.yaml")
-    perform(phase="draw", name="dose", module=DRAW, inputs=inputs, outputs=figure, plan=None)
+    perform(phase="draw", name="dose", module=DRAW, inputs=inputs, outputs=figures, plan=None)
     return repository

@@ -1,6 +1,7 @@
 """The manifest lists every file with the attempt that wrote it, and refuses what nothing accounts for."""
 
 import json
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,15 +10,18 @@ import pytest
 from gradnoise.base import layout
 from gradnoise.base.errors import InputError
 from gradnoise.base.files import sha256
-from gradnoise.provenance.manifest import check_stray, write_manifest
+from gradnoise.provenance.manifest import check_manifest, check_stray, write_manifest
 
 FILES = [
     "results/fake/analysis/curves.txt",
     "results/fake/analysis/results.json",
     "results/fake/figures/dose.svg",
+    "results/fake/figures/dose.txt",
+    "results/fake/figures/other.svg",
     "results/fake/runs/race/b016/s00-01.scores.txt",
     "results/fake/runs/race/b016/s02-02.scores.txt",
 ]
+RUN = "results/fake/runs/race/b016/s00-01.scores.txt"
 pytestmark = pytest.mark.usefixtures("study")
 
 
@@ -34,10 +38,10 @@ def test_every_file_is_listed_with_its_hash_and_its_record() -> None:
 
 
 def test_of_attempts_with_the_same_bytes_the_newest_is_named(perform: Callable[..., Path]) -> None:
-    perform(name="race/b016/s00-01", outputs=(FILES[3],))
+    perform(name="race/b016/s00-01", outputs=(RUN,))
     write_manifest("fake", FILES)
     manifest = json.loads(Path(layout.manifest("fake")).read_text())
-    assert manifest["files"][3]["record"] == "train-race-b016-s00-01-0002"
+    assert manifest["files"][FILES.index(RUN)]["record"] == "train-race-b016-s00-01-0002"
 
 
 def test_a_file_with_other_bytes_than_any_attempt_wrote_is_named() -> None:
@@ -61,14 +65,24 @@ def test_a_missing_file_is_named() -> None:
 
 
 @pytest.mark.parametrize(
-    "stray", ["figures/old.svg", "runs/.s00.parquet.partial", "notes.txt", "new/deep/x.csv"]
+    "stray",
+    [
+        *("fake/figures/old.svg", "fake/runs/.s00.parquet.partial", "fake/notes.txt", "fake/new/deep/x.csv"),
+        *("fake/provenance/notes.txt", "fake/provenance/attempts/notes.txt", "notes.txt"),
+    ],
 )
 def test_a_stray_file_is_named_with_its_mend(stray: str) -> None:
-    path = Path("results/fake", stray)
+    path = Path("results", stray)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.touch()
     with pytest.raises(InputError, match=rf"^{path}: .*: move it out of results/ or delete it$"):
         write_manifest("fake", FILES)
+    path.unlink()
+    write_manifest("fake", FILES)
+    check_manifest("fake", FILES)
+    path.touch()
+    with pytest.raises(InputError, match=rf"^{path}: .*: move it out of results/ or delete it$"):
+        check_manifest("fake", FILES)
 
 
 def test_a_linked_folder_is_stray() -> None:
@@ -78,7 +92,46 @@ def test_a_linked_folder_is_stray() -> None:
 
 
 def test_records_ignore_files_and_other_studies_are_not_stray() -> None:
-    for path in ("results/fake/.gitignore", "results/other/x.txt", "results/fake/provenance/crate.json"):
+    for path in ("results/fake/.gitignore", "results/.gitignore", "results/other/x.txt"):
         Path(path).parent.mkdir(exist_ok=True)
         Path(path).touch()
     check_stray("fake", FILES)
+
+
+def test_a_check_reads_and_never_writes() -> None:
+    with pytest.raises(InputError, match=r"^results/fake/provenance/manifest.json: missing"):
+        check_manifest("fake", FILES)
+    write_manifest("fake", FILES)
+    before = {path: path.stat().st_mtime_ns for path in Path("results").rglob("*")}
+    check_manifest("fake", FILES)
+    assert {path: path.stat().st_mtime_ns for path in Path("results").rglob("*")} == before
+
+
+def test_what_changed_since_the_manifest_is_named() -> None:
+    write_manifest("fake", FILES)
+    record = Path(layout.attempts("fake"), "draw-dose-0001.json")
+    for path in (Path(FILES[2]), record):
+        whole = path.read_text()
+        path.write_text(f"{whole} ")
+        with pytest.raises(InputError, match=rf"^{path}: changed since .*manifest.json listed it: restore"):
+            check_manifest("fake", FILES)
+        path.write_text(whole)
+    with pytest.raises(InputError, match=r"^results/fake/scores.txt: is not a file that .* lists: run"):
+        check_manifest("fake", [*FILES, "results/fake/scores.txt"])
+
+
+def test_what_ran_in_a_dirty_work_tree_cannot_be_published(perform: Callable[..., Path]) -> None:
+    identity = ("-c", "user.name=a", "-c", "user.email=a@b.c")
+    subprocess.run(["git", "init", "--quiet"], check=True)
+    subprocess.run(["git", *identity, "commit", "--quiet", "--allow-empty", "-m", "empty"], check=True)
+    perform(name="race/b016/s00-01", outputs=(RUN,))
+    write_manifest("fake", FILES)
+    said = rf"^{RUN}: train-race-b016-s00-01-0002 wrote it in a work tree with uncommitted changes: "
+    with pytest.raises(InputError, match=said):
+        check_manifest("fake", FILES)
+    # The same bytes again, from a commit that holds the code.
+    subprocess.run(["git", "add", "--all"], check=True)
+    subprocess.run(["git", *identity, "commit", "--quiet", "-m", "all"], check=True)
+    perform(name="race/b016/s00-01", outputs=(RUN,))
+    write_manifest("fake", FILES)
+    check_manifest("fake", FILES)

@@ -70,6 +70,37 @@ def test_a_finished_attempt_says_what_went_in_what_ran_and_what_came_out(make_jo
     }
 
 
+class Torch:
+    """What a record asks of torch, on a machine with a GPU."""
+
+    class backends:
+        class cpu:
+            get_cpu_capability = staticmethod(lambda: "AVX512")
+
+    class cuda:
+        is_available = staticmethod(lambda: True)
+        get_device_name = staticmethod(lambda: "Fast GPU")
+
+
+@pytest.mark.parametrize(
+    ("torch", "device", "expected"),
+    [
+        (None, "cpu", (None, None)),
+        (Torch, "cpu", ("AVX512", None)),
+        (Torch, "cuda", ("AVX512", "Fast GPU")),
+    ],
+)
+def test_the_kind_of_machine_is_recorded(
+    torch: object, device: str, expected: tuple, make_job: Maker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch", torch)
+    with attempt(make_job(outputs=(), decided=Decided({"device": device}, (), {}))) as path:
+        pass
+    environment = read(path)["environment"]
+    assert (environment["cpu_capability"], environment["gpu"]) == expected
+    assert environment["processor"], "no model of the processor"
+
+
 def test_a_comment_in_the_plan_does_not_change_its_hash(perform: Performer) -> None:
     first = read(perform())
     Path("preregistration/plan.yaml").write_text("# the same\nfirst_seed:   100\n")

@@ -76,7 +76,11 @@ def test_the_tree_has_a_line_for_each_job_and_ends_with_what_decided_and_ran_the
     assert "\nplan           preregistration/plan.yaml  canonical " in text
     assert "\nseeds          race 0-2: 100, 101, 102 (3 runs)\n" in text
     assert "\ncode           no Git commit known" in text
-    assert "\nenvironment    requirements.lock " in text
+    assert f"  {trace(FIGURE, today).step.record.environment.processor}" in text
+    lock = sha256("requirements.lock")[:12]
+    assert (
+        f"\nenvironment    requirements.lock {lock} (not checked; the pins of each job are)  python " in text
+    )
     assert lines[-1].startswith("verified       ")
     assert lines[-1].endswith("behind 4 jobs: every hash is the recorded one")
 
@@ -115,6 +119,22 @@ def test_a_flipped_byte_is_named_at_the_top_and_below() -> None:
         content[0] ^= 1
         Path(path).write_bytes(content)
     trace(FIGURE, today)
+
+
+def test_the_plot_data_of_a_figure_is_checked_and_shown_with_it() -> None:
+    data, other = Path(FIGURE).with_suffix(".txt"), Path(FIGURE).with_name("other.svg")
+    found = trace(FIGURE, today)
+    assert [file.path for file in found.beside] == [str(data)]
+    assert shown(found).splitlines()[2] == f"{data}  {sha256(data)[:12]}"
+    append(str(other), "another figure of the same job")
+    trace(FIGURE, today)
+    append(str(data), "one more point")
+    assert (broken().path, broken().meaning) == (
+        str(data),
+        "its bytes changed since draw-dose-0001 wrote it",
+    )
+    data.unlink()
+    assert (broken().path, broken().found) == (str(data), "no file")
 
 
 def test_a_missing_file_is_named_at_the_top_and_below() -> None:

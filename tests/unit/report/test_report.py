@@ -75,11 +75,12 @@ def test_every_result_is_on_the_page(rendered: Path) -> None:
     assert "seeds: 2: the plan tests on 3 or more" in text
     assert "bits per character bits" in text
     assert "0.712 (0.012) 0.0151 (0.012) 5" in text
+    assert "2.05 (s.e. 0.0041) 2.96 (s.e. 0.0041) 1" in text
     assert "validation loss across runs: 0.9713" in text
     for spec in SPECS:
         assert f"Figure {spec.number}. {spec.title}." in text
         assert f"gradnoise trace results/quick/figures/{spec.name}.svg" in text
-    assert "To rebuild everything from nothing: snakemake --config study=quick." in text
+    assert "To rebuild everything from nothing: snakemake --config study=quick --forceall." in text
 
 
 def test_all_outcomes_look_alike(rendered: Path) -> None:

@@ -33,6 +33,15 @@ def test_the_package_holds_the_plays() -> None:
     assert "To be, or not to be: that is the question:" in texts["hamlet"]
 
 
+def test_the_prepared_corpus_is_small(tmp_path: Path) -> None:
+    """It is the largest file of the quick study, and every version of it stays in the store."""
+    texts = plays()
+    columns = {"play": list(texts), "split": ["train"] * 38, "text": list(texts.values())}
+    columns |= {"characters": [0] * 38, "sha256": ["0" * 64] * 38}
+    write_table(tmp_path / "plays.parquet", PLAYS, columns, "REHEARSAL")
+    assert (tmp_path / "plays.parquet").stat().st_size < 1_600_000
+
+
 def test_the_split_is_by_play_and_moves_no_play_when_one_is_added() -> None:
     names = ["hamlet", "macbeth", "othello", "pericles"]
     before = split(names, 2)

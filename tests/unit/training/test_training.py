@@ -41,6 +41,20 @@ def test_branch_points_ascend_and_a_budget_wins_over_the_update_branch(study: St
     assert job_sequences(study, *JOB) == 2 * 16 * (32 + 2 + 8 + 16)
 
 
+def test_what_a_run_that_stops_early_will_not_train_is_said_when_it_ends(study: Study) -> None:
+    """Otherwise a progress bar jumps to its end when the job does."""
+    settings = Path("config/small.yaml")
+    settings.write_text(settings.read_text().replace("anneal: 0.5", "anneal: 0.5, stop_loss: 100.0"))
+    told: list[int] = []
+    train_job("small", *JOB, "x", advance=told.append, skip=lambda amount: told.append(-amount))
+    # Of 32 + 2 + 8 + 16 updates each run did the first branch: 4 on the trunk, 2 annealed.
+    run = 16 * (4 + 2)
+    rest = 16 * (32 + 2 + 8 + 16) - run
+    ends = [n for n, amount in enumerate(told) if amount < 0]
+    assert [told[n] for n in ends] == [-rest, -rest]
+    assert [sum(told[: ends[0]]), sum(told[ends[0] + 1 : ends[1]])] == [run, run]
+
+
 def test_a_job_writes_what_was_trained(study: Study) -> None:
     done = []
     train_job("small", *JOB, code="x", advance=done.append)
@@ -118,8 +132,10 @@ def test_a_killed_job_resumes_and_gives_the_bytes_of_an_uninterrupted_one(study:
     assert not list(Path("results").rglob("*.parquet"))
     assert len(list(Path("scratch").rglob("*.safetensors"))) == 2
     trained: list[int] = []
-    train_job("small", *JOB, code="x", advance=trained.append)
+    skipped: list[int] = []
+    train_job("small", *JOB, code="x", advance=trained.append, skip=skipped.append)
     assert 0 < sum(trained) < job_sequences(study, *JOB) / 2, "the first run is not trained again"
+    assert sum(trained) + sum(skipped) == job_sequences(study, *JOB)
     assert digests() == whole
 
 
