@@ -241,6 +241,13 @@ def test_a_noise_scale_without_a_signal_is_unknown_not_negative() -> None:
     assert all(math.isnan(found.value) for found in noise_scale([]))
 
 
+def test_the_noise_scale_is_the_datas_not_that_of_drawing_without_replacement() -> None:
+    """Half the data set in a batch halves the trace; C is what it was."""
+    half = event(trace_c=1.0, signal_c=9.0, population_factor=0.5)
+    assert noise_scale([half])[1].value == pytest.approx(8 * 2 / 8)
+    assert math.isnan(noise_scale([event(population_factor=0.0)])[1].value)
+
+
 def test_a_half_life_weighs_new_events_more() -> None:
     """At half-life 1, weights 1/4, 1/2 and 1 over their sum."""
     events = [event(trace_c=t, signal_c=10 + t) for t in (1.0, 2.0, 5.0)]
