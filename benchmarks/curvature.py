@@ -3,10 +3,10 @@
     OMP_NUM_THREADS=1 python benchmarks/curvature.py [batches]
 
 A GPT (2 layers, width 64, 1024 tokens, T = 32, B = 32) learns a Markov chain of few common and many rare
-tokens with AdamW. The first table takes the same update with each proxy of curvature at steps 20, 100 and 300;
-the second sets readings at steps 30 and 100 beside the truth, the variance of the real update over `batches`
-resampled batches (default 64; as tests/unit/noise/test_truth.py does). Prints sections in Markdown; every
-draw has a fixed seed, so that a machine kind prints the same twice.
+tokens with AdamW. The first table takes the same update with each proxy of curvature at steps 20, 100 and
+300; the second sets readings at steps 30 and 100 beside the truth, the variance of the real update over
+`batches` resampled batches (default 64; as tests/unit/noise/test_truth.py does). Prints sections in Markdown;
+every draw has a fixed seed, so that a machine kind prints the same twice.
 """
 
 import copy
@@ -30,6 +30,7 @@ from gradnoise.noise.preconditioners import learning_filter, preconditioner
 WIDTH, VOCABULARY, TOKENS, BATCH, PARTS, RATE = 64, 1024, 32, 32, 8, 1e-3
 PROXIES = ("mc_fisher", "kfac", "hessian", "empirical_fisher")
 SENSITIVITY, TRUTH = (20, 100, 300), (30, 100)
+CLASSES = ("embedding", "head", "rest")
 State = tuple[nn.Module, torch.optim.Optimizer]
 
 
@@ -94,12 +95,22 @@ def read(state: State, ids: Tensor, clip: float | None = None, **options: Any) -
     return reading, meter.parts, twin
 
 
+COMMAND = "```sh\nOMP_NUM_THREADS=1 python benchmarks/curvature.py\n```\n"
+TASK = (
+    f"A GPT (2 layers, width {WIDTH}, {VOCABULARY} tokens, T = {TOKENS}, B = {BATCH} in {PARTS} parts)\n"
+    "learns a Markov chain whose tokens are as unequal as words, with AdamW at learning rate"
+    f" {RATE:g}.\n"
+)
+
+
 # --------------------------------------------------------------------------- the proxy of curvature
 
 
 def sensitivity(states: dict[int, State]) -> Iterator[str]:
     """Tr(PFP), the update's P-NE* and rho by proxy: same update, same batch, same Tr(PCP)."""
     yield "## P-NE* by proxy of curvature\n"
+    yield COMMAND
+    yield f"{TASK} The same update and batch for every proxy of a step; the Hessian from 16 probes.\n"
     yield "| step | proxy F | Tr(P F P), F of a token | P-NE* of the update | ρ = Tr(P C P) / Tr(P F P) |"
     yield "|---|---|---|---|---|"
     for step in SENSITIVITY:
@@ -151,11 +162,12 @@ def moved(before: nn.Module, after: State) -> dict[str, Tensor]:
 
 
 def class_of(name: str) -> str:
-    return "embedding" if name.startswith(("tokens", "positions")) else "rest"
+    first = name.split(".")[0]
+    return {"tokens": "embedding", "positions": "embedding", "head": "head"}.get(first, "rest")
 
 
 def by_class(parts: list[Any]) -> dict[str, float]:
-    """eta^2 Tr(P C/B P) of one update, embeddings apart from the rest."""
+    """eta^2 Tr(P C/B P) of one update, embeddings and head apart from the rest."""
     found: dict[str, float] = defaultdict(float)
     for part in parts:
         if part.kind == "tensor":
@@ -207,7 +219,7 @@ def collect(state: State, batches: int, clip: float | None) -> tuple[Rows, dict[
 def variances(moves: dict[str, list[Tensor]]) -> dict[str, tuple[float, float]]:
     """Total variance of the updates over batches by class and in all, with relative jackknife errors."""
     found = {}
-    for kind in ("embedding", "rest", "whole"):
+    for kind in (*CLASSES, "whole"):
         names = [name for name in moves if kind in ("whole", class_of(name))]
         rows = torch.stack(
             [torch.cat([moves[name][n] for name in names]) for n in range(len(moves[names[0]]))]
@@ -228,15 +240,17 @@ def over(values: list[float], truth: tuple[float, float]) -> str:
 
 def misleading(states: dict[int, State], batches: int) -> Iterator[str]:
     """What papers propose over the truth: covariance of held-out data, and micro-batches clipped alone."""
-    yield f"## Readings over the variance of the real update ({batches} resampled batches)\n"
-    yield "Potential exposure, no clipping:\n"
-    yield "| step | covariance and P | embeddings | rest |"
-    yield "|---|---|---|---|"
+    yield "## What papers propose, beside the truth\n"
+    yield COMMAND
+    yield "Mean reading over the variance of the real update from one state, both over the same"
+    yield f"{batches} batches, with the standard error of both. Potential exposure, no clipping:\n"
+    yield "| step | covariance and P | embeddings | head | rest |"
+    yield "|---|---|---|---|---|"
     for step in TRUTH:
         readings, moves = collect(states[step], batches, None)
         truth = variances(moves)
         for way, found in readings.items():
-            cells = (over(found[kind], truth[kind]) for kind in ("embedding", "rest"))
+            cells = (over(found[kind], truth[kind]) for kind in CLASSES)
             yield f"| {step} | {way} | {' | '.join(cells)} |"
     yield "\nEffective exposure of the whole model, every batch clipped at half a typical norm:\n"
     yield "| step | effective | reading / truth |"

@@ -219,6 +219,10 @@ def table(cases: list[Case], columns: tuple[str, str, str], stride: int = STRIDE
 # --------------------------------------------------------------------------- sections
 
 
+def command(section: str) -> str:
+    return f"```sh\nOMP_NUM_THREADS=1 python benchmarks/exposure.py 21 {section}\n```\n"
+
+
 def ours(rounds: int) -> Iterator[str]:
     """Measured steps by estimator and option."""
     run = Run()
@@ -244,6 +248,11 @@ def ours(rounds: int) -> Iterator[str]:
         Case("`micro` + `hessian`, 2 probes", one, measured(run, curvature="hessian", probes=2, **own), RARE),
     ]
     yield "## A measured step beside a plain one\n"
+    yield command("ours")
+    yield (
+        "A plain step is one backward pass of the whole batch, or eight where the run accumulates 8.\n"
+        "The meter's reading is taken once a measured step, in the clock.\n"
+    )
     yield from table(
         compare(cases, rounds), ("measured step", "measured / plain", f"adds at one in {STRIDE}")
     )
@@ -264,6 +273,8 @@ def every(rounds: int) -> Iterator[str]:
         for parts in (4, 8)
     ]
     yield f"## Every step measured, in stretches of {STRETCH} steps\n"
+    yield command("every")
+    yield "`norms` in runs that accumulate anyway; one reading a stretch.\n"
     columns = ("every step", "meter on / off", "adds")
     yield from table(compare(cases, rounds), columns, 1)
 
@@ -280,6 +291,8 @@ def idle(rounds: int) -> Iterator[str]:
         for parts in (1, 8)
     ]
     yield f"## Updates that are not measured, in stretches of {STRETCH} steps\n"
+    yield command("idle")
+    yield "A meter is attached whose schedule never says yes.\n"
     columns = ("meter attached, nothing due", "attached / none", "adds")
     yield from table(compare(cases, rounds), columns, 1)
 
@@ -439,6 +452,12 @@ def peers(rounds: int) -> Iterator[str]:
         ),
     ]
     yield "## Beside other libraries\n"
+    yield command("peers")
+    yield (
+        "The same model, and the trace Tr(P C/B P) with P of the step just done, from what a library gives.\n"
+        "Before timing, its value is compared with ours on the same step. curvlinops gives one Hutchinson\n"
+        "probe of Tr(P F P) a product; the meter's curvature is beside it.\n"
+    )
     yield from table(compare(cases, rounds), ("step", "with / plain", f"adds at one in {STRIDE}"))
 
 
@@ -468,6 +487,7 @@ def cost(rounds: int) -> Iterator[str]:
         writer.writerows(rows)
     draw()
     yield "## Against width and batch\n"
+    yield command("cost")
     yield "![Measured over plain step against model width and batch size](exposure-cost.svg)\n"
     yield f"| width | batch | {' | '.join(f'`{name}`' for name in WAYS)} |"
     yield f"|---|---|{'---|' * len(WAYS)}"
