@@ -110,7 +110,7 @@ def sensitivity(states: dict[int, State]) -> Iterator[str]:
     """Tr(PFP), the update's P-NE* and rho by proxy: same update, same batch, same Tr(PCP)."""
     yield "## P-NE* by proxy of curvature\n"
     yield COMMAND
-    yield f"{TASK} The same update and batch for every proxy of a step; the Hessian from 16 probes.\n"
+    yield f"{TASK}The same update and batch for every proxy of a step; the Hessian from 16 probes.\n"
     yield "| step | proxy F | Tr(P F P), F of a token | P-NE* of the update | ρ = Tr(P C P) / Tr(P F P) |"
     yield "|---|---|---|---|---|"
     for step in SENSITIVITY:

@@ -166,7 +166,7 @@ def from_rows(update: Update, rows: Rows, shares: Tensor) -> Statistics:
     for piece in _pieces(update.members, max(1, PIECE // len(shares))):
         distances, gradient = _distances(update, piece, rows, shares)
         squares = distances.square()
-        fed = _fed(update, squares, sums.within) if update.expected else None
+        fed = _added(update, squares, gradient, sums.within) if update.expected else None
         p = torch.cat(_read(update, piece, readers, whole, fed))
         if any(stretch.member.index is not None for stretch in piece):
             distances, squares, gradient = _scaled(sums, piece, distances, gradient, p)
@@ -198,18 +198,26 @@ def _distances(update: Update, piece: list[_Stretch], rows: Rows, shares: Tensor
     return distances.addr_(shares.to(gradient), gradient, alpha=-1), gradient
 
 
-def _fed(update: Update, squares: Tensor, within: float) -> Tensor:
-    """Diagonal of C/B of what the optimizer was fed: sum_r d_r^2 / sum_r w_r (1 - w_r)."""
+def _added(update: Update, squares: Tensor, gradient: Tensor, within: float) -> Tensor:
+    """`_added_all` from this process's d_r^2 (R, m)."""
     ones = torch.ones(len(squares), dtype=squares.dtype, device=squares.device)
-    return _everywhere(update, ones @ squares, within)
+    return _added_all(update, ones @ squares, gradient, within)
 
 
-def _everywhere(update: Update, squares: Tensor, within: float) -> Tensor:
-    """`_fed` from this process's sum_r d_r^2; every process must call this alike."""
+def _added_all(update: Update, squares: Tensor, gradient: Tensor | None, within: float) -> Tensor:
+    """What "expected" adds to the square g^2 that the second moment was fed: max(0, C/B - g^2).
+
+    Where the second moment is a mean over rows and columns (no `gradient`): C/B. Its diagonal is
+    sum_r d_r^2 / sum_r w_r (1 - w_r) over all processes; `squares`: this one's sum_r d_r^2. Every process
+    must call this alike.
+    """
     if update.world > 1:
         both = update.total(torch.cat([squares, torch.full_like(squares[:1], within)]))
         squares, within = both[:-1], both[-1].item()
-    return squares * (update.clip**2 / within)
+    noise = squares / within
+    if gradient is not None:
+        noise = (noise - gradient.square()).clamp_min_(0)
+    return noise.mul_(update.clip**2)
 
 
 def _read(
@@ -241,7 +249,8 @@ def _whole(update: Update, reader: Preconditioner, member: Member, rows: Rows, s
     fed = None
     if update.expected and member.index is None:
         distances, _ = _distances(update, [_Stretch(0, member, 0, member.kept)], rows, shares)
-        fed = _fed(update, distances.square(), (shares * (1 - shares)).sum().item())
+        within = (shares * (1 - shares)).sum().item()
+        fed = _added_all(update, distances.square().sum(0), None, within)
     return reader(fed)
 
 
@@ -298,8 +307,6 @@ class _Examples:
         # Equal shares are subtracted while gradients are formed.
         self.centre = self.gradient * self.weights[0] if bool((sums.shares == sums.shares[0]).all()) else None
         self.unchecked = complete
-        # Diagonal of C/B where no example here has a gradient.
-        self.idle = (self.weights.square().sum() * (update.clip**2 / sums.within)).item()
 
     def add(self) -> None:
         """Add all of the parameter's coordinates to the sums."""
@@ -310,7 +317,8 @@ class _Examples:
             self.spread = self.weights.square().sum() * self.gradient.square()
             if self.source is not None:
                 visit(self.source, self._fill, update.unscale, self.centre)
-            self.whole = self.reader(_everywhere(update, self.spread, self.sums.within))
+            part = self.gradient if self.reader.elementwise else None
+            self.whole = self.reader(_added_all(update, self.spread, part, self.sums.within))
         elif not self.reader.elementwise:
             self.whole = self.reader(None)
         if update.kept is not None:
@@ -339,7 +347,8 @@ class _Examples:
         if self.whole is not None:
             p = take(self.whole)
         else:
-            p = self.reader(_fed(update, squares, self.sums.within) if update.expected else None, take)
+            fed = _added(update, squares, part, self.sums.within) if update.expected else None
+            p = self.reader(fed, take)
             if update.kept is not None:
                 put(update.kept[self.member.parameter], p)
         self.sums.absorb([(self.tensor, distances.shape[1])], distances, squares, part, p)
@@ -360,7 +369,7 @@ class _Examples:
         if self.whole is not None:
             p = take(self.whole)
         else:
-            p = self.reader(self.idle * part.square() if update.expected else None, take)
+            p = self.reader(None, take)  # their noise is less than their gradient
             if update.kept is not None:
                 update.kept[self.member.parameter].view(rows, -1)[idle] = p.view(int(idle.sum()), -1)
         self.sums.untouched(self.tensor, part, p)

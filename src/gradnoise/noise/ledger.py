@@ -115,8 +115,13 @@ class Ledger:
         event = Event(**now.event, **over(range(len(now.traces))))
         parts = [
             Part(
-                **{name: value for name, value in asdict(share).items() if name != "members"},
+                kind=share.kind,
+                part=share.part,
                 step=event.step,
+                trace_pcp=share.trace_pcp,
+                trace_pcp_se=share.trace_pcp_se,
+                trace_c=share.trace_c,
+                trace_c_se=share.trace_c_se,
                 **over(share.members),
             )
             for share in now.shares

@@ -74,9 +74,13 @@ class Listener:
             task = _current_graph_task_id()
             if task not in self._tasks:
                 self._begin(task)
-            # A copy, because accumulation may adopt the tensor as .grad and then add to it in place.
             flat = gradient.detach().flatten()
-            rows.append((task, flat.clone() if member.index is None else flat[member.index]))
+            if member.index is not None:
+                flat = flat[member.index]
+            elif member.parameter.grad is None:
+                # Accumulation may adopt this tensor as .grad and then add to it; later ones are only read.
+                flat = flat.clone()
+            rows.append((task, flat))
 
         return record
 

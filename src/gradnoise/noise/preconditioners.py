@@ -48,11 +48,10 @@ class Preconditioner:
     ) -> Tensor:
         """P, flat, where `take` takes it from a flat tensor (everywhere if None).
 
-        With `variance`, the diagonal of C/B there of the gradients that v was fed (clipped, if they were), v
-        is replaced by v + weight x C/B, the expected square of this batch's noise added. A coordinate whose
-        gradient happens to be near 0 has a tiny v while v is young, and 1/v is then no property of training:
-        at Adam's first step P = 1/|g| and P^2 C/B has no mean. The replacement bounds P^2 C/B by (1 -
-        beta2^t)/(1 - beta2).
+        With `variance`, v is replaced by v + weight x variance. A coordinate whose gradient happens to be
+        near 0 has a tiny v while v is young, and 1/v is then no property of training: at Adam's first step
+        P = 1/|g| and P^2 C/B has no mean. With max(0, C/B - g^2), which puts the larger of g^2 and its noise
+        C/B into v, or with C/B itself, P^2 C/B is at most (1 - beta2^t)/(1 - beta2).
         """
         if not self.elementwise:
             p = self._whole(variance)

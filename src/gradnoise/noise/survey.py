@@ -312,8 +312,10 @@ class Survey:
 
     def _one_ratio(self, update: Update) -> float:
         """Effective over nominal learning rate where the estimate cannot be told apart by tensor."""
-        ratios = {update.filter(member).total for member in self._members}
-        if len(ratios) > 1 or len({float(g["lr"]) for g in self._optimizer.param_groups}) > 1:
+        firsts = {member.group: member for member in reversed(self._members)}.values()
+        ratios = {update.filter(member).total for member in firsts}
+        rates = {float(group["lr"]) for group in self._optimizer.param_groups}
+        if len(ratios) > 1 or len(rates) > 1 or isinstance(self._optimizer, Adafactor):
             raise InputError(
                 f"estimator {self._options.estimator}",
                 "learning rates that differ by tensor",

@@ -15,7 +15,7 @@ from gradnoise.noise.spectrum import Sketch
 ROUNDING = 0.02
 
 # Coordinates of a tensor by which used gradients are compared with summed contributions.
-LOOKED_AT = 1 << 14
+LOOKED_AT = 1 << 12
 
 # By name, the R flat gradients that contributions added: their kept coordinates.
 Rows = dict[str, list[Tensor]]

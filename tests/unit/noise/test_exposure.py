@@ -78,6 +78,23 @@ def test_the_expected_preconditioner_bounds_every_coordinate() -> None:
         assert 0 < meter.last.trace.value <= size * (1 - 0.9**n) / (1 - 0.9)
 
 
+def test_rows_that_one_contribution_touched_are_read_as_they_are() -> None:
+    """A rare token's noise is its gradient: nothing is to be expected beyond what v was fed."""
+    found = {}
+    for p in ("expected", "step"):
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Embedding(8, 4), nn.Linear(4, 3)).double()
+        optimizer = torch.optim.AdamW(net.parameters(), lr=1e-2)
+        meter = exposure(net, optimizer, every=1, p=p)
+        for token in range(8):
+            (cross_entropy(net(torch.tensor([token])), torch.tensor([token % 3])) / 8).backward()
+        optimizer.step()
+        assert meter.last is not None
+        found[p] = meter.last.by_class
+    assert found["expected"]["embedding"].trace.value == pytest.approx(found["step"]["embedding"].trace.value)
+    assert found["expected"]["matrix"].trace.value < found["step"]["matrix"].trace.value
+
+
 def test_the_preconditioner_is_that_of_the_step_taken() -> None:
     """Adam's first step moves every weight by lr * g * P."""
     net = model()
@@ -547,7 +564,7 @@ def test_pne2_is_invariant_under_the_scaling_rules_and_pne_is_not(name: str) -> 
     A linear loss with noise of fixed covariance, kappa = 1 to 8 for as many sequences: E_2 within 1 %, E_1
     falls as 1/kappa (SGD) and 1/sqrt(kappa) (Adam).
     """
-    width, batch, updates = 2000, 16, 256
+    width, batch, updates = 1000, 16, 512
     found = {}
     for kappa in (1, 2, 4, 8):
         draw = torch.Generator().manual_seed(kappa)
@@ -555,11 +572,11 @@ def test_pne2_is_invariant_under_the_scaling_rules_and_pne_is_not(name: str) -> 
         if name == "sgd":
             optimizer: torch.optim.Optimizer = torch.optim.SGD(net.parameters(), lr=1e-3 * kappa)
         else:
-            betas = (1 - 0.003 * kappa, 1 - 0.003 * kappa)
+            betas = (1 - 0.001 * kappa, 1 - 0.001 * kappa)
             optimizer = torch.optim.Adam(net.parameters(), lr=1e-3 * math.sqrt(kappa), betas=betas)
         meter = exposure(net, optimizer, every=1, p="step" if name == "sgd" else "expected")
         scale = torch.linspace(0.5, 2, width)
-        for _ in range(512 // kappa):  # v of Adam becomes old
+        for _ in range(1024 // kappa):  # v of Adam becomes old
             examples = torch.randn(8, width, generator=draw) * scale / math.sqrt(batch * kappa / 8)
             for row in examples.chunk(8):
                 (net(row).sum() / 8).backward()

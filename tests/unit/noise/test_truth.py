@@ -150,7 +150,7 @@ def test_what_a_paper_calls_effective_reads_several_times_too_low() -> None:
 
 @pytest.mark.slow
 def test_young_second_moments_are_the_hard_case() -> None:
-    """At step 20 the expected P is 7 % high, the plug-in P of the step more, the jackknife right."""
+    """At step 20 the expected P is 10 % high, the plug-in P of the step more, the jackknife right."""
     found = ratios("adamw", False, step=20)
-    assert 1.0 < found["outside"] < 1.12
+    assert 1.0 < found["outside"] < 1.14
     assert found["jackknife"] == pytest.approx(1, abs=0.04)
