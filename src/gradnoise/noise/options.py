@@ -45,18 +45,19 @@ class Options:
     - `process_group`: of the run's DistributedDataParallel, where the module inside it is given as the model.
 
     How P is read: `p` "expected" (after the step, the larger of g^2 and its noise C/B in the second moment
-    where this batch put g^2; default of micro, example and held_out), "step" (after the step as it is; default of
-    hutchinson), "state" (before the step, as papers write it; all that norms can do). How clipping enters
-    `effective`: "scale" (s^2 x trace), "project" (through the Jacobian of clipping; a diagnostic),
+    where this batch put g^2; default of micro, example and held_out), "step" (after the step as it is;
+    default of hutchinson), "state" (before the step, as papers write it; all that norms can do). How clipping
+    enters `effective`: "scale" (s^2 x trace), "project" (through the Jacobian of clipping; a diagnostic),
     "jackknife" (the real update with each micro-batch at less weight: the reference, R optimizer steps; the
-    only one for Muon), "clip_each" (each micro-batch clipped by itself, as a paper proposes; misleading). `clip`:
-    the run's threshold, where `meter.clip_grad_norm_` is not used. `scaler`: the run's GradScaler.
+    only one for Muon), "clip_each" (each micro-batch clipped by itself, as a paper proposes; misleading).
+    `clip`: the run's threshold, where `meter.clip_grad_norm_` is not used. `scaler`: the run's GradScaler.
 
     Curvature for P-NE*: `curvature` "mc_fisher" (labels sampled from the model), "kfac" (its diagonal in
     K-FAC's approximation), "hessian" (needs `losses`), "empirical_fisher" (a tautology: P-NE* then logs
     eta/B; warned of); None: not measured. Measured at every `curvature_every`-th event and kept in between.
-    `fisher_unit` "token" (on the Hessian's scale) or "sequence" (F_token / T, T predictions in a sequence). `likelihood` "categorical" or
-    "gaussian"; `logits`: from the model's output to the logits that enter the loss.
+    `fisher_unit` "token" (on the Hessian's scale) or "sequence" (F_token / T, T predictions in a sequence).
+    `likelihood` "categorical" or "gaussian"; `logits`: from the model's output to the logits that enter the
+    loss.
 
     More: `tails` (Hill indices), `sketch` (width of a sketch that follows directions across updates, e.g.
     256; 0: none), `classes` (from name and parameter to class), `thresholds` and `caps` of stability, `seed`
