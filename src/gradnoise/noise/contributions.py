@@ -50,17 +50,15 @@ class _Sums:
         """Add a piece: `places`: (tensor, coordinates) end to end; d and d^2 (R, m), gradient and P (m,)."""
         weighted = distances[: self.few] * p
         weights, strong = p.square(), gradient * p
-        spans = torch.stack([strong.square(), gradient.square(), p])
         first = 0
         for tensor, size in places:
             span = slice(first, first + size)
             first += size
             self.pcp[tensor] += squares[:, span] @ weights[span]
             self.c[tensor] += squares[:, span].sum(1)
-            totals = spans[:, span].sum(1, dtype=torch.float64)
-            self.signal_pcp[tensor] += totals[0]
-            self.signal_c[tensor] += totals[1]
-            self.trace_p[tensor] += totals[2]
+            self.signal_pcp[tensor] += strong[span] @ strong[span]
+            self.signal_c[tensor] += gradient[span] @ gradient[span]
+            self.trace_p[tensor] += p[span].sum()
         self.inner[0] += weighted @ strong
         self.inner[1] += distances[: self.few] @ gradient
         self.gram += weighted @ weighted.T
@@ -214,10 +212,10 @@ def _added_all(update: Update, squares: Tensor, gradient: Tensor | None, within:
     if update.world > 1:
         both = update.total(torch.cat([squares, torch.full_like(squares[:1], within)]))
         squares, within = both[:-1], both[-1].item()
-    noise = squares / within
+    noise = squares * (update.clip**2 / within)
     if gradient is not None:
-        noise = (noise - gradient.square()).clamp_min_(0)
-    return noise.mul_(update.clip**2)
+        noise.addcmul_(gradient, gradient, value=-(update.clip**2)).clamp_min_(0)
+    return noise
 
 
 def _read(

@@ -39,8 +39,8 @@ class Options:
       which the standard error counts. For models whose R gradients do not fit.
     - `losses`: function of the model (or a stand-in called alike) that gives the (B,) losses of the current
       batch's examples; `held_out`: the same for a held-out shard.
-    - `population`: sequences in the data set, where batches are drawn without replacement: variances times 1
-      - B/N.
+    - `population`: sequences in the data set, N, where batches are drawn without replacement: variances are
+      then times (1 - B/N).
     - `batch`: sequences in an update, where the leading dimension of the model's first input is not that.
     - `process_group`: of the run's DistributedDataParallel, where the module inside it is given as the model.
 

@@ -60,7 +60,7 @@ class Preconditioner:
             ones = torch.ones_like(self.parameter).flatten()
             return ones if take is None else take(ones)
         second = self.second if take is None else take(self.second)
-        return self.finish(second if variance is None else second + self.weight * variance)
+        return self.finish(second if variance is None else second.add(variance, alpha=self.weight))
 
     def _whole(self, variance: Tensor | None) -> Tensor:
         fed = torch.zeros_like(self.parameter) if variance is None else variance.view_as(self.parameter)

@@ -30,7 +30,7 @@ from gradnoise.noise.update import ROUNDING, Member, Rows, Update, factor_used
 # Examples that "auto" looks at, micro-batches that a held-out shard is cut into, blocks that "norms" draws.
 EXAMPLES = 8
 HELD_OUT_PARTS = 8
-BLOCKS = 4
+BLOCKS = 2
 # Norms of contributions that the norm tail pools.
 POOLED = 1024
 

@@ -427,7 +427,7 @@ def test_norms_sum_to_what_micro_sums_to() -> None:
         totals[estimator] = meter.last.pne2
     exact, sampled = totals["micro"].value, totals["norms"]
     assert sampled.value == pytest.approx(exact, abs=4 * sampled.stderr)
-    assert sampled.stderr < 0.35 * exact
+    assert sampled.stderr < 0.5 * exact
 
 
 def test_without_replacement_there_is_less_noise() -> None:
