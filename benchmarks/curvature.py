@@ -191,7 +191,7 @@ WAYS: dict[str, dict[str, Any]] = {
 WAYS_CLIPPED: dict[str, dict[str, Any]] = {
     "s² × potential (the meter)": {},
     "each micro-batch clipped (`clip_each`)": {"effective": "clip_each"},
-    "left-one-out updates (`jackknife`)": {"effective": "jackknife"},
+    "the real step with lighter micro-batches (`jackknife`)": {"effective": "jackknife"},
 }
 Rows = dict[str, dict[str, list[float]]]  # by way of reading and class, one value a batch
 

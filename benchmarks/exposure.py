@@ -35,7 +35,7 @@ from gradnoise.noise.preconditioners import preconditioner
 
 HERE = Path(__file__).parent
 PARAMETERS = 1_063_680
-STRIDE, STRETCH = 100, 20
+STRIDE, STRETCH, ROUNDS = 100, 20, 9
 Clock = Callable[[], float]  # does something, and returns its CPU seconds
 
 
@@ -220,7 +220,7 @@ def table(cases: list[Case], columns: tuple[str, str, str], stride: int = STRIDE
 
 
 def command(section: str) -> str:
-    return f"```sh\nOMP_NUM_THREADS=1 python benchmarks/exposure.py 21 {section}\n```\n"
+    return f"```sh\nOMP_NUM_THREADS=1 python benchmarks/exposure.py {ROUNDS} {section}\n```\n"
 
 
 def ours(rounds: int) -> Iterator[str]:
@@ -544,7 +544,7 @@ def main(arguments: list[str]) -> None:
         return
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")  # peers' deprecations
-    rounds = int(arguments[0]) if arguments else 21
+    rounds = int(arguments[0]) if arguments else ROUNDS
     for name in arguments[1:] or SECTIONS:
         for line in SECTIONS[name](rounds):
             print(line, flush=True)

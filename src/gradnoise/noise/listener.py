@@ -60,6 +60,11 @@ class Listener:
     def _given(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if not heard():
             return
+        if self.batches and not self._members and not self._keep_inputs:
+            # For norms, at every update: its micro-batches are taken to be alike, which saves looking.
+            self.batches.append(self.batches[-1])
+            self.tokens.append(self.tokens[-1])
+            return
         self.batches.append(batch_of(args, kwargs))
         self.tokens.append(tokens_of(args, kwargs))
         if self._keep_inputs:
@@ -77,7 +82,7 @@ class Listener:
             flat = gradient.detach().flatten()
             if member.index is not None:
                 flat = flat[member.index]
-            elif member.parameter.grad is None:
+            elif member.parameter.grad is None and flat.data_ptr() == gradient.data_ptr():
                 # Accumulation may adopt this tensor as .grad and then add to it; later ones are only read.
                 flat = flat.clone()
             rows.append((task, flat))

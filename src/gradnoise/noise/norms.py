@@ -18,12 +18,12 @@ from gradnoise.noise.estimate import Estimate
 from gradnoise.noise.preconditioners import read
 from gradnoise.noise.update import Update, wide
 
-BLOCK = 1 << 14
+BLOCK = 1 << 12
 
 
 @dataclass
 class Block:
-    """A drawn block of a member's coordinates, its chance, P^2 there, and the contributions h_r there."""
+    """Some rows of a member, their chance, P^2 there, and the contributions h_r there."""
 
     member: int
     rows: slice
@@ -56,12 +56,15 @@ class Norms:
     _handles: list[Any] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self._places = [
-            (n, slice(first, min(first + BLOCK, member.parameter.numel())))
-            for n, member in enumerate(self.update.members)
-            for first in range(0, member.parameter.numel(), BLOCK)
-        ]
-        sizes = torch.tensor([float(rows.stop - rows.start) for _, rows in self._places])
+        # Whole rows of a matrix: its gradient may be a transpose, which has no flat view.
+        self._places: list[tuple[int, slice, slice]] = []
+        for n, member in enumerate(self.update.members):
+            length, width = len(member.parameter), member.parameter[0].numel()
+            step = max(1, BLOCK // width)
+            for first in range(0, length, step):
+                last = min(first + step, length)
+                self._places.append((n, slice(first, last), slice(first * width, last * width)))
+        sizes = torch.tensor([float(flat.stop - flat.start) for _, _, flat in self._places])
         self._chances = sizes / sizes.sum()
 
     @torch.no_grad()
@@ -71,10 +74,10 @@ class Norms:
         chosen = torch.multinomial(self._chances, self.blocks, replacement=True, generator=draw).tolist()
         self.drawn = []
         for place in chosen:
-            n, rows = self._places[place]
+            n, rows, flat = self._places[place]
             member = self.update.members[n]
             group = self.update.optimizer.param_groups[member.group]
-            p = read(self.update.optimizer, member.parameter, group)(None, partial(_part, rows))
+            p = read(self.update.optimizer, member.parameter, group)(None, partial(_part, flat))
             squares = p.to(wide(member.parameter)).square_()
             block = Block(n, rows, self._chances[place].item(), squares)
             self.drawn.append(block)
@@ -84,7 +87,7 @@ class Norms:
         def record(gradient: Tensor) -> None:
             if parameter.grad is None:
                 block.heard.clear()  # what came before was thrown away by zero_grad()
-            block.heard.append(gradient.flatten()[block.rows].to(block.squares.dtype, copy=True))
+            block.heard.append(gradient[block.rows].clone())
 
         return record
 
@@ -126,8 +129,7 @@ class Norms:
     def _sums(self, block: Block) -> Tensor:
         gradient = self.update.members[block.member].parameter.grad
         assert gradient is not None  # its hook was called
-        used = gradient.flatten()[block.rows].to(block.squares.dtype)
-        rows = torch.stack([*block.heard, used])
+        rows = torch.stack([*block.heard, gradient[block.rows]]).flatten(1).to(block.squares.dtype)
         if self.update.unscale != 1.0:
             rows[:-1] *= self.update.unscale
         squares = rows.square()
@@ -136,7 +138,7 @@ class Norms:
             [
                 weighted[:-1].sum(),
                 plain[:-1].sum(),
-                torch.dot(used, rows[:-1].sum(0)),
+                torch.dot(rows[-1], rows[:-1].sum(0)),
                 weighted[-1],
                 plain[-1],
                 block.squares.sqrt().sum(),
