@@ -217,8 +217,8 @@ def averages(events: Iterable[Event]) -> dict[str, tuple[Estimate, str]]:
     """What is not summed but averaged over a run's events, with units; unknown (nan) where no event has it.
 
     `gns`, `gns_preconditioned`: noise scales of all events. `t_eff`: mean over updates. `effective_ratio`:
-    effective over potential `pne2`. `effective_rank`, `top_share`: means over events. `clip_rate`: of the
-    last event.
+    effective over potential `pne2`. `effective_rank`, `top_share`: means over events. `clip_rate`:
+    share of the measured updates that were clipped, each standing for its interval.
     """
     listed = list(events)
     preconditioned, plain = noise_scale(listed)
@@ -238,7 +238,7 @@ def averages(events: Iterable[Event]) -> dict[str, tuple[Estimate, str]]:
             "",
         ),
         "top_share": (_average([Estimate(e.top_share, 0.0) for e in listed], [1.0] * len(listed)), ""),
-        "clip_rate": (Estimate(listed[-1].clip_rate, 0.0) if listed else UNKNOWN, ""),
+        "clip_rate": (_average([Estimate(float(e.clip < 1), 0.0) for e in listed], updates), ""),
     }
 
 

@@ -284,9 +284,9 @@ def test_the_meters_noise_scale_is_b_trace_over_signal() -> None:
 def test_averages_are_over_updates_or_events_and_leave_out_what_is_unknown() -> None:
     known = {"effective_rank": 8.0, "effective_rank_se": 2.0, "top_share": 0.5}
     events = [
-        event(clip_rate=0.0, **known),
-        event(updates=3, sum_lr=0.6, clip_rate=0.25, effective_rank=math.nan, top_share=math.nan),
-        event(clip_rate=0.5, **(known | {"effective_rank": 4.0, "effective_rank_se": 0.0})),
+        event(clip=1.0, **known),
+        event(updates=3, sum_lr=0.6, clip=0.25, effective_rank=math.nan, top_share=math.nan),
+        event(clip=1.0, **(known | {"effective_rank": 4.0, "effective_rank_se": 0.0})),
     ]
     found = averages(events)
     # eta Tr(PCP/B) / (2 Tr P): 0.1 and 0.2 x 4 / 10, over 1, 3 and 1 updates.
@@ -294,7 +294,7 @@ def test_averages_are_over_updates_or_events_and_leave_out_what_is_unknown() -> 
     assert found["t_eff"][1] == "loss"
     assert found["effective_rank"][0] == pytest.approx(Estimate(6.0, 1.0))
     assert found["top_share"][0].value == 0.5
-    assert found["clip_rate"][0].value == 0.5
+    assert found["clip_rate"][0].value == 3 / 5
     assert found["effective_ratio"][0].value == pytest.approx(0.5)
     assert found["gns"][0] == noise_scale(events)[1]
     assert found["gns_preconditioned"][0] == noise_scale(events)[0]
