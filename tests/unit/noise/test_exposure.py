@@ -140,6 +140,24 @@ def test_every_update_is_covered_once_whatever_the_stride() -> None:
         assert (before["retained"].value < before["pne2"].value) == (every < 10)
 
 
+def test_exposure_per_token_counts_what_the_model_was_given() -> None:
+    """Token ids (B, T) of 4 micro-batches, measured at one update in two and held for the other."""
+    net = nn.Sequential(nn.Embedding(7, 4), nn.Linear(4, 7)).double()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    meter = exposure(net, optimizer, every=2)
+    for _ in range(4):
+        for n in range(4):
+            ids = (torch.arange(10).view(2, 5) + n) % 7
+            (cross_entropy(net(ids).flatten(0, 1), ids.flatten().roll(1)) / 4).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    last = meter.last
+    assert last is not None
+    assert (last.sequences, last.tokens) == (4 * 8, 4 * 40)
+    assert last.per_token("pne").value == pytest.approx(last.pne.value / 160)
+    assert last.per_token("pne").stderr == pytest.approx(last.pne.stderr / 160)
+
+
 def test_a_schedule_is_any_function_of_the_step() -> None:
     net = model()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
