@@ -19,6 +19,8 @@ from gradnoise.noise.update import ROUNDING, Member, Rows, Update, wide
 
 # Numbers in a piece of R contributions.
 PIECE = 1 << 19
+# Injected noise and the diagonal of its covariance, at the same coordinates.
+Injected = tuple[Tensor, Tensor]
 # Inner products between contributions cost R products a coordinate: of more than MANY, only FEW are compared.
 MANY, FEW = 16, 8
 
@@ -164,14 +166,37 @@ def from_rows(update: Update, rows: Rows, shares: Tensor) -> Statistics:
     for piece in _pieces(update.members, max(1, PIECE // len(shares))):
         distances, gradient = _distances(update, piece, rows, shares)
         squares = distances.square()
-        fed = _added(update, squares, gradient, sums.within) if update.expected else None
+        injected = _injected(update, piece) if update.injected else None
+        fed = _added(update, squares, gradient, sums.within, injected) if update.expected else None
         p = torch.cat(_read(update, piece, readers, whole, fed))
+        if update.squares is not None:
+            _leave(update.squares, piece, squares)
         if any(stretch.member.index is not None for stretch in piece):
             distances, squares, gradient = _scaled(sums, piece, distances, gradient, p)
         sums.absorb([(s.tensor, s.last - s.first) for s in piece], distances, squares, gradient, p)
     for tensor, member in enumerate(update.members):
         sums.trace_p[tensor] *= member.scale
     return sums.statistics()
+
+
+def principal(
+    update: Update, rows: Rows, shares: Tensor, p: dict[str, Tensor], rank: int, scale: float
+) -> dict[str, Tensor]:
+    """Rows f_k (rank, coordinates) by name: the contributions' largest directions in the metric of P.
+
+    With the Gram matrix G of P d_r and its eigenvectors v_k, f_k = scale sum_r v_kr d_r; all k together make
+    scale^2 sum_r d_r d_r'. Fewer than `rank` rows where there are fewer contributions.
+    """
+    distances = {
+        m.name: _distances(update, [_Stretch(n, m, 0, m.kept)], rows, shares)[0]
+        for n, m in enumerate(update.members)
+    }
+    gram = torch.zeros(len(shares), len(shares), dtype=torch.float64)
+    for name, found in distances.items():
+        weighted = found * p[name]
+        gram += (weighted @ weighted.T).double().cpu()
+    vectors = torch.linalg.eigh(gram).eigenvectors.flip(1)[:, :rank].T * scale
+    return {name: vectors.to(found) @ found for name, found in distances.items()}
 
 
 def _distances(update: Update, piece: list[_Stretch], rows: Rows, shares: Tensor) -> tuple[Tensor, Tensor]:
@@ -196,25 +221,61 @@ def _distances(update: Update, piece: list[_Stretch], rows: Rows, shares: Tensor
     return distances.addr_(shares.to(gradient), gradient, alpha=-1), gradient
 
 
-def _added(update: Update, squares: Tensor, gradient: Tensor, within: float) -> Tensor:
+def _injected(update: Update, piece: list[_Stretch]) -> Injected:
+    """Injected noise and its variance at the piece's coordinates, 0 where none is."""
+    parts = []
+    for stretch in piece:
+        parameter = stretch.member.parameter
+        found = update.injected.get(parameter)
+        none = torch.zeros(stretch.last - stretch.first, dtype=wide(parameter), device=parameter.device)
+        parts.append((none, none) if found is None else (stretch.take(found[0]), stretch.take(found[1])))
+    noise, variance = zip(*parts, strict=True)
+    return torch.cat(noise), torch.cat(variance)
+
+
+def _leave(kept: dict[Tensor, Tensor], piece: list[_Stretch], squares: Tensor) -> None:
+    """Leave sum_r d_r^2 of whole parameters."""
+    total, first = squares.sum(0), 0
+    for stretch in piece:
+        parameter = stretch.member.parameter
+        last = first + stretch.last - stretch.first
+        if stretch.member.index is None:
+            flat = kept.setdefault(parameter, torch.zeros_like(parameter, dtype=total.dtype).flatten())
+            flat[stretch.first : stretch.last] = total[first:last]
+        first = last
+
+
+def _added(
+    update: Update, squares: Tensor, gradient: Tensor, within: float, injected: Injected | None = None
+) -> Tensor:
     """`_added_all` from this process's d_r^2 (R, m)."""
     ones = torch.ones(len(squares), dtype=squares.dtype, device=squares.device)
-    return _added_all(update, ones @ squares, gradient, within)
+    return _added_all(update, ones @ squares, gradient, within, injected)
 
 
-def _added_all(update: Update, squares: Tensor, gradient: Tensor | None, within: float) -> Tensor:
+def _added_all(
+    update: Update,
+    squares: Tensor,
+    gradient: Tensor | None,
+    within: float,
+    injected: Injected | None = None,
+) -> Tensor:
     """What "expected" adds to the square g^2 that the second moment was fed: max(0, C/B - g^2).
 
     Where the second moment is a mean over rows and columns (no `gradient`): C/B. Its diagonal is
-    sum_r d_r^2 / sum_r w_r (1 - w_r) over all processes; `squares`: this one's sum_r d_r^2. Every process
-    must call this alike.
+    sum_r d_r^2 / sum_r w_r (1 - w_r) over all processes; `squares`: this one's sum_r d_r^2. What was injected
+    into the gradient is in both: (g + n)^2, and C/B + N. Every process must call this alike.
     """
     if update.world > 1:
         both = update.total(torch.cat([squares, torch.full_like(squares[:1], within)]))
         squares, within = both[:-1], both[-1].item()
     noise = squares * (update.clip**2 / within)
+    if injected is not None:
+        noise += injected[1]
+        gradient = None if gradient is None else gradient * update.clip + injected[0]
     if gradient is not None:
-        noise.addcmul_(gradient, gradient, value=-(update.clip**2)).clamp_min_(0)
+        weight = update.clip**2 if injected is None else 1.0
+        noise.addcmul_(gradient, gradient, value=-weight).clamp_min_(0)
     return noise
 
 
@@ -246,9 +307,11 @@ def _whole(update: Update, reader: Preconditioner, member: Member, rows: Rows, s
     """P of a parameter whose optimizer mixes coordinates; sampled ones do not show all's variance."""
     fed = None
     if update.expected and member.index is None:
-        distances, _ = _distances(update, [_Stretch(0, member, 0, member.kept)], rows, shares)
+        piece = [_Stretch(0, member, 0, member.kept)]
+        distances, _ = _distances(update, piece, rows, shares)
         within = (shares * (1 - shares)).sum().item()
-        fed = _added_all(update, distances.square().sum(0), None, within)
+        injected = _injected(update, piece) if update.injected else None
+        fed = _added_all(update, distances.square().sum(0), None, within, injected)
     return reader(fed)
 
 
@@ -316,12 +379,17 @@ class _Examples:
             if self.source is not None:
                 visit(self.source, self._fill, update.unscale, self.centre)
             part = self.gradient if self.reader.elementwise else None
-            self.whole = self.reader(_added_all(update, self.spread, part, self.sums.within))
+            injected = update.injected.get(self.member.parameter)
+            self.whole = self.reader(_added_all(update, self.spread, part, self.sums.within, injected))
         elif not self.reader.elementwise:
             self.whole = self.reader(None)
         if update.kept is not None:
             kept = torch.zeros_like(self.gradient) if self.whole is None else self.whole
             update.kept[self.member.parameter] = kept
+        if update.squares is not None:
+            # Where no example kept here put anything, d_r = -w_r g.
+            spread = self.weights.square().sum() * self.gradient.square()
+            update.squares[self.member.parameter] = spread
         if self.source is not None:
             visit(self.source, self._piece, update.unscale, self.centre)
         if self.source is None or is_table(self.source):
@@ -342,10 +410,14 @@ class _Examples:
                 raise _elsewhere(self.member)
             self.unchecked = False
         squares = distances.square()
+        if update.squares is not None:
+            put(update.squares[self.member.parameter], squares.sum(0))
         if self.whole is not None:
             p = take(self.whole)
         else:
-            fed = _added(update, squares, part, self.sums.within) if update.expected else None
+            found = update.injected.get(self.member.parameter)
+            injected = None if found is None else (take(found[0]), take(found[1]))
+            fed = _added(update, squares, part, self.sums.within, injected) if update.expected else None
             p = self.reader(fed, take)
             if update.kept is not None:
                 put(update.kept[self.member.parameter], p)
@@ -367,7 +439,12 @@ class _Examples:
         if self.whole is not None:
             p = take(self.whole)
         else:
-            p = self.reader(None, take)  # their noise is less than their gradient
+            # Their noise is less than their gradient, so only what was injected adds to the expected P.
+            found, fed = update.injected.get(self.member.parameter), None
+            if found is not None and update.expected:
+                added = take(found[0]), take(found[1])
+                fed = _added_all(update, torch.zeros_like(part), part, self.sums.within, added)
+            p = self.reader(fed, take)
             if update.kept is not None:
                 update.kept[self.member.parameter].view(rows, -1)[idle] = p.view(int(idle.sum()), -1)
         self.sums.untouched(self.tensor, part, p)

@@ -19,12 +19,14 @@ from torch.nn.utils import clip_grad_norm_
 
 from gradnoise.base.errors import InputError
 from gradnoise.noise.estimate import Estimate
+from gradnoise.noise.followed import Followed, FollowedDeviations, FollowedFactors, Shape
+from gradnoise.noise.injection import Injection, injections_of, skipped
 from gradnoise.noise.integrals import Event, Part
 from gradnoise.noise.ledger import Ledger, Measurement
 from gradnoise.noise.listener import Listener
 from gradnoise.noise.members import members_of
 from gradnoise.noise.options import Options
-from gradnoise.noise.preconditioners import decoupled_decay, is_diagonal, read
+from gradnoise.noise.preconditioners import decoupled_decay, is_diagonal, preconditioner, read
 from gradnoise.noise.reading import Reading, reading
 from gradnoise.noise.stability import Cap, Marker, Stability
 from gradnoise.noise.survey import Survey
@@ -89,6 +91,12 @@ class Exposure:
         self._spent = dict.fromkeys(options.caps, 0.0)
         self._last: Reading | None = None
         self._last_step = 0
+        self._followed: list[Followed] = []
+        # By position of the injection and channel: Tr(PNP) and Tr(N) at unit power, by tensor.
+        self._units: dict[tuple[int, str], list[tuple[float, float]]] = {}
+        self._number = {member.parameter: n for n, member in enumerate(self._members)}
+        # Called after each measured update.
+        self.after: list[Callable[[], None]] = []
         self.skipped = 0
         self._hooks = [
             optimizer.register_step_pre_hook(self._before_step),
@@ -124,6 +132,8 @@ class Exposure:
 
     def _read(self) -> Reading | None:
         survey = self._survey
+        if self._ledger.open is None:
+            return None
         return reading(
             self._ledger,
             survey.estimator,
@@ -133,6 +143,7 @@ class Exposure:
             math.nan if self.options.population is None else float(self.options.population),
             survey.overlap,
             self._markers,
+            math.fsum(self.injected(injection) for injection in injections_of(self._optimizer)),
             tuple(name for name, cap in self.options.caps.items() if self._in_phase(name, cap) > cap.most),
         )
 
@@ -153,6 +164,44 @@ class Exposure:
         import pandas as pd
 
         return pd.DataFrame([asdict(part) for part in self._ledger.rows()[1]])
+
+    def std(
+        self, scale: float = 1.0, shape: Shape = "diagonal", half_life: float = 4.0
+    ) -> FollowedDeviations:
+        """Standard deviations sqrt(scale x diag(C/B)) for `gaussian` and `student_t`, following the noise.
+
+        C/B is the gradient noise of measured updates as it entered the step (after clipping), so `scale` is
+        injected over intrinsic variance in gradient units. It is averaged over measured updates with a
+        `half_life` counted in them, and changes at them only; before the first one nothing is injected.
+        `shape`: "diagonal", "tensor" (in each tensor one number of the same trace) or "isotropic" (one number
+        for all). Keeps one or two buffers of the gradient's size.
+
+        Raises `InputError` where the estimator sees no diagonal ("norms", "hutchinson", `share` under 1).
+        """
+        found = FollowedDeviations(scale, shape, half_life)
+        self._follow(found)
+        return found
+
+    def factors(self, scale: float = 1.0, rank: int = 4) -> FollowedFactors:
+        """Low rank + diagonal covariance for `low_rank`, following the noise.
+
+        Of the last measured update's sample covariance, the `rank` largest directions in the metric of P
+        (across all tensors) and the diagonal of the rest: its trace is that of C/B, in gradient and in update
+        units. Keeps rank + 1 buffers of the gradient's size. Micro-batches of one process only.
+        """
+        if self.options.estimator not in ("auto", "micro") or self._group is not None:
+            raise InputError("factors", self.options.estimator, "needs micro-batches, in one process")
+        found = FollowedFactors(scale, rank)
+        self._follow(found)
+        self._survey.rank = max(self._survey.rank, rank)
+        return found
+
+    def _follow(self, provider: Followed) -> None:
+        options = self.options
+        if options.estimator in ("norms", "hutchinson") or options.share < 1:
+            raise InputError("estimator", options.estimator, "sees no whole diagonal: take micro or example")
+        self._followed.append(provider)
+        self._survey.follows = True
 
     def clip_grad_norm_(self, largest: float) -> Tensor:
         """Clip as `torch.nn.utils.clip_grad_norm_` does, and count how often it bites.
@@ -206,6 +255,7 @@ class Exposure:
             "clipped_events": self._clipped_events,
             "spent": dict(self._spent),
             "skipped": self.skipped,
+            "units": [[*key, list(found)] for key, found in self._units.items()],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -220,6 +270,7 @@ class Exposure:
         self._markers = {name: Marker(*marker) for name, marker in state["markers"].items()}
         self._clipped, self._seen, self._spent = state["clipped"], state["seen"], state["spent"]
         self._events, self._clipped_events = state["measured"], state["clipped_events"]
+        self._units = {(n, channel): [tuple(u) for u in found] for n, channel, found in state["units"]}
         self._last = None
         self._arm()
 
@@ -243,16 +294,87 @@ class Exposure:
 
     def _stepped(self, optimizer: torch.optim.Optimizer, *_: object) -> None:
         # Runs after every update, so it does next to nothing where nothing is measured.
-        if self.due:
-            infinite = getattr(optimizer, "found_inf", None)
-            if infinite is not None and infinite.item():
-                return  # a GradScaler with a fused optimizer calls step() for an update that it skips
+        if skipped(optimizer):
+            return
+        injections = injections_of(optimizer)
+        for injection in injections:
+            injection.settle()
         self._step += 1
         rates = tuple(_kept(group["lr"]) for group in optimizer.param_groups)
         if self.due:
             self._measure(rates)
         self._ledger.advance(rates)
+        if injections:
+            self._account(injections, [float(rate) for rate in rates])
+        if self.measured:
+            self._inform(injections)
         self._arm()
+
+    def _account(self, injections: list[Injection], rates: list[float]) -> None:
+        """Add what was injected into the update just made to the ledger, with P of the last measured one."""
+        now = self._ledger.open
+        if now is None:
+            return
+        if self.measured:
+            self._units = {}
+        amounts = [[0.0] * len(self._members) for _ in range(3)]
+        for injection in injections:
+            powers = injection.powers()
+            for place in injection.places:
+                n, channel = self._number[place.parameter], injection.channel(place)
+                if powers.get(channel):
+                    unit, unit_c = self._unit(injection, channel)[n]
+                    rate = rates[place.group] * now.ratios[n if len(now.ratios) > 1 else 0]
+                    power = powers[channel]
+                    amounts[0][n] += rate * power * unit
+                    amounts[1][n] += rate**2 * power * unit
+                    amounts[2][n] += rate**2 * power * unit_c
+        self._ledger.inject(amounts)
+
+    def _unit(self, injection: Injection, channel: str) -> list[tuple[float, float]]:
+        """Traces of one channel at unit power by tensor; found anew at measured updates."""
+        key = (injections_of(self._optimizer).index(injection), channel)
+        if key not in self._units:
+            found = [(0.0, 0.0)] * len(self._members)
+            place_of = {place.parameter: place for place in injection.places}
+            for n, member in enumerate(self._members):
+                place = place_of.get(member.parameter)
+                if place is not None and injection.channel(place) == channel:
+                    p = self._survey.p.get(member.parameter)
+                    if p is None:
+                        p = preconditioner(self._optimizer, member.parameter).flatten()
+                    found[n] = injection.unit(place, p, self._ratio(n))
+            self._units[key] = found
+        return self._units[key]
+
+    def _ratio(self, n: int) -> float:
+        now = self._ledger.open
+        assert now is not None
+        return now.ratios[n if len(now.ratios) > 1 else 0]
+
+    def injected(self, injection: Injection) -> float:
+        """Tr(P N P) of what the injection added to the update just made, with P as last measured.
+
+        Raises `InputError` before the first measured update.
+        """
+        return math.fsum(power * self.unit(injection, ch) for ch, power in injection.powers().items())
+
+    def unit(self, injection: Injection, channel: str) -> float:
+        """Tr(P N P) of an injection's channel at unit power, with P as last measured."""
+        if self._ledger.open is None:
+            raise InputError("meter", "has measured nothing yet", "make a measured update first")
+        return math.fsum(trace for trace, _ in self._unit(injection, channel))
+
+    def _inform(self, injections: list[Injection]) -> None:
+        """Pass the new covariance on: it holds from the next update."""
+        covariance, self._survey.covariance = self._survey.covariance, None
+        if covariance is not None:
+            for provider in self._followed:
+                provider.feed(covariance)
+            if injections:
+                self._units = {}
+        for follower in self.after:
+            follower()
 
     @torch.no_grad()
     def _measure(self, rates: tuple[Any, ...]) -> None:
@@ -325,9 +447,11 @@ def _within(event: Event, cap: Cap) -> float:
     """The share of an interval's exposure that falls into a cap's phase."""
     last = event.step + event.updates - 1
     share = max(0, min(last, cap.last) - max(event.step, cap.first) + 1) / event.updates
-    weight, trace = {
-        "pne": (event.sum_lr, event.trace_pcp),
-        "pne2": (event.sum_lr2, event.trace_pcp),
-        "ne": (event.sum_lr2_c, event.trace_c),
-    }[cap.definition]
-    return share * weight * trace
+    return (
+        share
+        * {
+            "pne": event.sum_lr * event.trace_pcp + event.injected_pne,
+            "pne2": event.sum_lr2 * event.trace_pcp + event.injected_pne2,
+            "ne": event.sum_lr2_c * event.trace_c + event.injected_ne,
+        }[cap.definition]
+    )

@@ -9,6 +9,7 @@ the learning rates were summed exactly. eta is the effective learning rate, all 
 - `ne`   = sum eta^2 Tr(C/B)       the same without the preconditioner
 - `retained`: E <- (1 - lr lambda)^2 E + eta^2 Tr(P C/B P), what decoupled weight decay lambda has left
 - `pne_effective`, `pne2_effective`: with the noise that the update really carried, after clipping
+- `pne2_injected`: what `inject` and NAP added of `pne2`; every definition but `pne_star` contains it
 - `pne_star` = sum eta Tr(P C/B P) / Tr(P F P), referred to curvature; nan if no curvature was measured, or if
   it was not positive
 
@@ -30,6 +31,7 @@ UNITS = {
     "pne_effective": "learning rate x squared preconditioned gradient",
     "pne2_effective": "squared parameter",
     "pne_star": "learning rate",
+    "pne2_injected": "squared parameter",
 }
 DEFINITIONS = tuple(UNITS)
 # Those that parts of a model have.
@@ -56,6 +58,9 @@ class Trace:
     trace_pcp_se: float
     trace_c: float
     trace_c_se: float
+    injected_pne: float
+    injected_pne2: float
+    injected_ne: float
 
 
 @dataclass(frozen=True)
@@ -119,10 +124,11 @@ class Event(Trace):
 
     @property
     def temperature(self) -> Estimate:
-        """eta Tr(P C/B P) / (2 Tr P): Gibbs temperature of the update, in units of the loss."""
+        """eta Tr(P (C/B + N) P) / (2 Tr P): Gibbs temperature of the update, in units of the loss."""
         eta = self.sum_lr / self.updates if self.updates else self.learning_rate
+        injected = self.injected_pne / self.sum_lr if self.sum_lr > 0 else 0.0
         scale = eta / (2 * self.trace_p) if self.trace_p > 0 else math.nan
-        return Estimate(self.trace_pcp, self.trace_pcp_se).scaled(scale)
+        return Estimate(self.trace_pcp + injected, self.trace_pcp_se).scaled(scale)
 
 
 class Integral:
@@ -142,18 +148,20 @@ class Integral:
         self._value["retained"] *= kept
         self._variance["retained"] *= kept**2
         pcp = Estimate(trace.trace_pcp, trace.trace_pcp_se)
-        self._add("pne", trace.sum_lr, pcp)
-        self._add("pne2", trace.sum_lr2, pcp)
-        self._add("retained", trace.sum_lr2, pcp)
-        self._add("ne", trace.sum_lr2_c, Estimate(trace.trace_c, trace.trace_c_se))
+        one, two = trace.injected_pne, trace.injected_pne2
+        self._add("pne", trace.sum_lr, pcp, one)
+        self._add("pne2", trace.sum_lr2, pcp, two)
+        self._add("retained", trace.sum_lr2, pcp, two)
+        self._add("ne", trace.sum_lr2_c, Estimate(trace.trace_c, trace.trace_c_se), trace.injected_ne)
+        self._value["pne2_injected"] += two
         if isinstance(trace, Event):
             effective = Estimate(trace.trace_effective, trace.trace_effective_se)
-            self._add("pne_effective", trace.sum_lr, effective)
-            self._add("pne2_effective", trace.sum_lr2, effective)
+            self._add("pne_effective", trace.sum_lr, effective, one)
+            self._add("pne2_effective", trace.sum_lr2, effective, two)
             self._add_star(trace, pcp)
 
-    def _add(self, name: str, weight: float, mean: Estimate) -> None:
-        self._value[name] += weight * mean.value
+    def _add(self, name: str, weight: float, mean: Estimate, injected: float = 0.0) -> None:
+        self._value[name] += weight * mean.value + injected
         self._variance[name] += (weight * mean.stderr) ** 2
 
     def _add_star(self, event: Event, pcp: Estimate) -> None:

@@ -44,6 +44,11 @@ def lighter_updates(
         if threshold is not None:
             norm = torch.stack([torch.linalg.vector_norm(g) for g in gradients]).norm().item()
             gradients = [g * min(1.0, threshold / (norm + 1e-6)) for g in gradients]
+        # What was injected came after clipping.
+        gradients = [
+            gradient + update.injected[m.parameter][0] if m.parameter in update.injected else gradient
+            for m, gradient in zip(members, gradients, strict=True)
+        ]
         for end, member, gradient in zip(ends, members, gradients, strict=True):
             used = member.parameter.grad is not None
             end.grad = gradient.view_as(end).to(end.dtype) if used else None

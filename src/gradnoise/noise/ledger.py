@@ -9,8 +9,7 @@ from typing import Any
 from gradnoise.noise.estimate import Estimate
 from gradnoise.noise.integrals import Event, Integral, Part, Trace
 
-# Sums that only the end of an interval knows.
-_SUMS = ("updates", "sum_lr", "sum_lr2", "sum_lr2_c", "log_retention")
+_INJECTED = ("injected_pne", "injected_pne2", "injected_ne")
 Rates = tuple[Any, ...]  # learning rates of one update, one a parameter group; floats or tensors
 
 
@@ -56,6 +55,8 @@ class Ledger:
     _by_part: dict[tuple[str, str], Integral] = field(default_factory=dict)
     # Retained exposure by tensor, to know by how much decay shrinks the whole where groups decay differently.
     _kept: list[float] = field(default_factory=list)
+    # Injected since the interval's start: sums of eta Tr(PNP), eta^2 Tr(PNP) and eta^2 Tr(N), by tensor.
+    _injected: list[list[float]] = field(default_factory=list)
 
     def start(self, measurement: Measurement) -> None:
         """End the interval under way and open the next one, before its first update is counted."""
@@ -67,6 +68,17 @@ class Ledger:
         if self.open is not None:
             self._rates.append(rates)
 
+    def inject(self, amounts: list[list[float]]) -> None:
+        """Add what was injected into the update just counted: three sums, by tensor (see `_injected`)."""
+        if self.open is None:
+            return
+        if len(self.open.traces) != len(amounts[0]):  # an estimator that does not tell tensors apart
+            amounts = [[math.fsum(row)] for row in amounts]
+        before = self._injected or [[0.0] * len(row) for row in amounts]
+        self._injected = [
+            [x + y for x, y in zip(*rows, strict=True)] for rows in zip(before, amounts, strict=True)
+        ]
+
     def close(self) -> None:
         """End the interval under way."""
         covered = self.covered()
@@ -77,7 +89,7 @@ class Ledger:
         self.parts += parts
         self._add(event, parts)
         self._kept = kept
-        self.open, self._rates = None, []
+        self.open, self._rates, self._injected = None, [], []
 
     def _add(self, event: Event, parts: Sequence[Part]) -> None:
         self._total.add(event)
@@ -101,6 +113,7 @@ class Ledger:
         squares = [ratio**2 * second[group] for ratio, group in zip(now.ratios, now.groups, strict=True)]
         retention = [logs[group] for group in now.groups]
         before = self._kept or [0.0] * len(now.traces)
+        injected = self._injected or [[0.0] * len(now.traces)] * 3
 
         def over(members: Sequence[int]) -> dict[str, Any]:
             traces, traces_c = [now.traces[n] for n in members], [now.traces_c[n] for n in members]
@@ -110,6 +123,9 @@ class Ledger:
                 "sum_lr2": _mean([squares[n] for n in members], traces),
                 "sum_lr2_c": _mean([squares[n] for n in members], traces_c),
                 "log_retention": _log_mean([retention[n] for n in members], [before[n] for n in members]),
+            } | {
+                name: math.fsum(row[n] for n in members)
+                for name, row in zip(_INJECTED, injected, strict=True)
             }
 
         event = Event(**now.event, **over(range(len(now.traces))))
@@ -127,8 +143,10 @@ class Ledger:
             for share in now.shares
         ]
         kept = [
-            math.exp(log) * old + square * trace
-            for log, old, square, trace in zip(retention, before, squares, now.traces, strict=True)
+            math.exp(log) * old + square * trace + added
+            for log, old, square, trace, added in zip(
+                retention, before, squares, now.traces, injected[1], strict=True
+            )
         ]
         return event, parts, kept
 
@@ -157,6 +175,7 @@ class Ledger:
             "open": None if self.open is None else asdict(self.open),
             "rates": [[float(rate) for rate in step] for step in self._rates],
             "kept": list(self._kept),
+            "injected": [list(row) for row in self._injected],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -165,6 +184,7 @@ class Ledger:
         self.parts = [Part(*row) for row in state["parts"]]
         self._rates = [tuple(step) for step in state["rates"]]
         self._kept = list(state["kept"])
+        self._injected = [list(row) for row in state["injected"]]
         self._total, self._by_part = Integral(), {}
         by_step: dict[int, list[Part]] = {}
         for part in self.parts:

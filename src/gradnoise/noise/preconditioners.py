@@ -143,9 +143,13 @@ def _adafactor(state: dict[str, Any], group: dict[str, Any], parameter: Tensor) 
 
 
 def learning_filter(
-    optimizer: Optimizer, parameter: Tensor, root_mean_square: float, group: dict[str, Any] | None = None
+    optimizer: Optimizer,
+    parameter: Tensor,
+    root_mean_square: float,
+    group: dict[str, Any] | None = None,
+    gradient: Tensor | None = None,
 ) -> Filter:
-    """The parameter's `Filter` after its step, made with the gradient that it holds.
+    """The parameter's `Filter` after its step, made with `gradient` (None: the one that it holds).
 
     `root_mean_square` of the parameter before the step: Adafactor scales its step by it (and by
     min(lr, 1/sqrt(t)) / max(1, rms(P g)/d)), tensor by tensor; it is ignored elsewhere. Muon's adjustment of
@@ -171,8 +175,9 @@ def learning_filter(
         step, rate = float(state.get("step", 1)), float(group["lr"])
         alpha = max(group["eps"][1], root_mean_square) * min(rate, 1 / math.sqrt(step))
         update = 0.0
-        if parameter.grad is not None:
-            moved = read(optimizer, parameter, group)() * parameter.grad.flatten()
+        gradient = parameter.grad if gradient is None else gradient
+        if gradient is not None:
+            moved = read(optimizer, parameter, group)() * gradient.flatten()
             update = moved.double().square().mean().sqrt().item()
         ratio = alpha / max(1.0, update / group["d"]) / rate
         return Filter(ratio, ratio)

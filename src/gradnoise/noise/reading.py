@@ -30,14 +30,15 @@ class Reading:
 
     Of the update: `step` (from 1), `lr`, `estimator` and `preconditioner` (how they were read),
     `contributions` R, `trace` = Tr(P C/B P), `trace_c` = Tr(C/B), `effective` (the trace that the update
-    carried after clipping), `clip` (the factor), `t_eff` = eta Tr(P C/B P) / (2 Tr P), `effective_rank` and
-    `top_share` of its spectrum, `hill`, `hill_gaussian`, `hill_raw`, `norm_hill`, `norm_hill_gaussian` (with
-    `tails=True`), `overlap` with the directions of earlier updates (with `sketch=`), `curvature` = Tr(P F P)
-    in the unit `fisher_unit`, `markers` of stability. Up to now: `pne`, `pne2`, `ne`, `retained`,
-    `pne_effective`, `pne2_effective`, `pne_star`; `gns` = Tr(C)/|g|^2 and `gns_preconditioned` = Tr(PCP)/|P
-    g|^2 (in sequences, averaged over recent events); `clip_rate`; `tokens` and `sequences` seen. `over`:
-    names of exceeded caps. By part: `by_layer`, `by_class`. What was not measured is nan. Units and formulas:
-    docs/exposure.md.
+    carried after clipping), `injected` = Tr(P N P) of what `inject` and NAP added to the update just made,
+    `clip` (the factor), `t_eff` = eta Tr(P (C/B + N) P) / (2 Tr P), `effective_rank` and `top_share` of its
+    spectrum, `hill`, `hill_gaussian`, `hill_raw`, `norm_hill`, `norm_hill_gaussian` (with `tails=True`),
+    `overlap` with the directions of earlier updates (with `sketch=`), `curvature` = Tr(P F P) in the unit
+    `fisher_unit`, `markers` of stability. Up to now: `pne`, `pne2`, `ne`, `retained`, `pne_effective`,
+    `pne2_effective` (all with what was injected), `pne2_injected`, `pne_star`; `gns` = Tr(C)/|g|^2 and
+    `gns_preconditioned` = Tr(PCP)/|P g|^2 (in sequences, averaged over recent events); `clip_rate`; `tokens`
+    and `sequences` seen. `over`: names of exceeded caps. By part: `by_layer`, `by_class`. What was not
+    measured is nan. Units and formulas: docs/exposure.md.
     """
 
     step: int
@@ -48,6 +49,7 @@ class Reading:
     trace: Estimate
     trace_c: Estimate
     effective: Estimate
+    injected: Estimate
     clip: float
     clip_rate: float
     pne: Estimate
@@ -56,6 +58,7 @@ class Reading:
     retained: Estimate
     pne_effective: Estimate
     pne2_effective: Estimate
+    pne2_injected: Estimate
     pne_star: Estimate
     t_eff: Estimate
     gns: Estimate
@@ -110,6 +113,7 @@ def reading(
     population: float,
     overlap: float,
     markers: Mapping[str, Marker],
+    injected: float,
     over: tuple[str, ...],
 ) -> Reading | None:
     """The Reading of a ledger's last event, or None before the first."""
@@ -139,6 +143,7 @@ def reading(
         trace=Estimate(event.trace_pcp, event.trace_pcp_se),
         trace_c=Estimate(event.trace_c, event.trace_c_se),
         effective=Estimate(event.trace_effective, event.trace_effective_se),
+        injected=Estimate(injected, 0.0),
         clip=event.clip,
         clip_rate=event.clip_rate,
         **{name: total[name] for name in DEFINITIONS if name != "pne_star"},

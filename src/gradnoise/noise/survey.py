@@ -14,9 +14,11 @@ from torch.optim import SGD, Adafactor
 from gradnoise.base.errors import InputError
 from gradnoise.base.streams import generator
 from gradnoise.noise import curvature as curvatures
-from gradnoise.noise.contributions import MANY, from_examples, from_rows
+from gradnoise.noise.contributions import MANY, from_examples, from_rows, principal
 from gradnoise.noise.estimate import UNKNOWN, Estimate
 from gradnoise.noise.estimators import Statistics, effective_clipped_each, effective_projected, means
+from gradnoise.noise.followed import Covariance
+from gradnoise.noise.injection import injections_of
 from gradnoise.noise.jackknife import lighter_updates
 from gradnoise.noise.ledger import Share
 from gradnoise.noise.listener import Listener
@@ -72,6 +74,10 @@ class Survey:
         self._previous: dict[Tensor, Tensor] | None = None
         self._sizes: dict[Tensor, float] = {}
         self._membership, self._parts = _parts(members)
+        # For injectors: what is to be kept of measured updates, and of the last one P and C/B as it entered.
+        self.follows, self.rank = False, 0
+        self.p: dict[Tensor, Tensor] = {}
+        self.covariance: Covariance | None = None
 
     @property
     def preconditioner(self) -> str:
@@ -132,8 +138,15 @@ class Survey:
             process_group=self._group,
             sketch=self._sketch,
         )
-        if self._needs_curvature:
+        injections = injections_of(self._optimizer)
+        if self._needs_curvature or injections or self.rank:
             update.kept = {}
+        update.squares = {} if self.follows else None
+        update.injected = {
+            place.parameter: (noise.flatten(), injection.variance(place).flatten())
+            for injection in injections
+            for place, noise in injection.added
+        }
         if self._norms is not None:
             found = self._measure_norms(update, norm)
         else:
@@ -144,6 +157,7 @@ class Survey:
         event, by_tensor, shares = found
         if self._needs_curvature:
             self._measure_curvature(update, listener, step, event)
+        self.p = {m.parameter: self._p(update, m) for m in self._members} if injections else {}
         self._events += 1
         batch, tokens = self._amounts(update, listener)
         event |= {
@@ -232,6 +246,8 @@ class Survey:
                 raise InputError("population", options.population, f"is less than the batch of {batch}")
             self._population_factor = 1 - batch / options.population
             statistics.factor *= self._population_factor
+        if update.squares is not None:
+            self._follow(update, statistics, rows)
         effective, statistics = self._effective(update, statistics, rows)
         return self._event(update, statistics, effective)
 
@@ -484,6 +500,27 @@ class Survey:
         error = errors.mean() if same_draws else errors.norm() / len(errors)
         return Estimate(values.mean().item(), error.item())
 
+    def _p(self, update: Update, member: Member) -> Tensor:
+        """P of a whole parameter, flat."""
+        kept = (update.kept or {}).get(member.parameter)
+        return update.preconditioner(member)() if kept is None else kept
+
+    def _follow(self, update: Update, statistics: Statistics, rows: Rows) -> None:
+        """Keep C/B as it entered the step: after clipping."""
+        assert update.squares is not None
+        own = (statistics.shares * (1 - statistics.shares)).sum().item()  # of all processes
+        scale = statistics.factor * update.clip**2 / own
+        diagonal, directions = {}, None
+        for m in self._members:
+            squares = update.squares.get(m.parameter)
+            if squares is None:
+                squares = torch.zeros(m.parameter.numel(), device=m.parameter.device)
+            diagonal[m.name] = update.total(squares).view_as(m.parameter) * scale
+        if self.rank:
+            p = {m.name: self._p(update, m) for m in self._members}
+            directions = principal(update, rows, statistics.shares, p, self.rank, math.sqrt(scale))
+        self.covariance = Covariance(diagonal, directions)
+
     def _measure_curvature(
         self, update: Update, listener: Listener, step: int, event: dict[str, Any]
     ) -> None:
@@ -491,11 +528,7 @@ class Survey:
         # Labels are drawn anew by each process, directions through parameters alike.
         own = 0 if options.curvature == "hessian" else update.rank
         draw = generator(options.seed, "curvature", self._events, own)
-        p = {
-            m.parameter: (update.preconditioner(m)() if kept is None else kept).view_as(m.parameter)
-            for m in self._members
-            for kept in [(update.kept or {}).get(m.parameter)]
-        }
+        p = {m.parameter: self._p(update, m).view_as(m.parameter) for m in self._members}
         inputs = listener.inputs[-self._calls :]
         if options.curvature == "empirical_fisher" or options.fisher_unit == "sequence":
             self.predictions = curvatures.predictions_of(self._model, inputs[0], options.logits)

@@ -66,8 +66,12 @@ class Update:
     # Every how many coordinates of each contribution are kept for tail indices; 0: none.
     sample_every: int = 0
     sketch: Sketch | None = None
-    # Where given, P of every whole parameter is left here.
+    # Where given, P of every whole parameter is left here, and the sum over this process's contributions of
+    # squared distances d_r^2.
     kept: dict[Tensor, Tensor] | None = None
+    squares: dict[Tensor, Tensor] | None = None
+    # Noise that was injected into the gradient of this step, and the diagonal of its covariance (flat).
+    injected: dict[Tensor, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     @property
     def world(self) -> int:
@@ -86,9 +90,9 @@ class Update:
 
     def filter(self, member: Member) -> Filter:
         group = self.optimizer.param_groups[member.group]
-        return learning_filter(
-            self.optimizer, member.parameter, self.root_mean_squares.get(member.parameter, 0.0), group
-        )
+        size = self.root_mean_squares.get(member.parameter, 0.0)
+        used = self.used(member) if self.injected else None
+        return learning_filter(self.optimizer, member.parameter, size, group, used)
 
     def gradient(self, member: Member, dtype: torch.dtype) -> Tensor:
         """The batch's gradient before clipping, unscaled: flat, whole."""
@@ -96,6 +100,15 @@ class Update:
         if gradient is None:
             return torch.zeros(member.parameter.numel(), dtype=dtype, device=member.parameter.device)
         return gradient.detach().flatten().to(dtype) / self.clip
+
+    def used(self, member: Member) -> Tensor | None:
+        """The gradient that the optimizer stepped with, injected noise included: flat, whole."""
+        gradient = member.parameter.grad
+        if gradient is None:
+            return None
+        flat = gradient.detach().flatten().to(wide(member.parameter))
+        found = self.injected.get(member.parameter)
+        return flat if found is None else flat + found[0]
 
     def total(self, values: Tensor) -> Tensor:
         """Sum over processes."""

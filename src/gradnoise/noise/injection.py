@@ -1,0 +1,358 @@
+r"""Noise injected into an optimizer's updates: `noise = inject(optimizer, gaussian(std=...), where="post")`.
+
+With unit-power noise n of covariance N in gradient units, power c, learning rate eta and preconditioner P:
+
+- "pre": the optimizer steps with g + sqrt(c) n. It moves the first and the second moment: under Adam v grows
+  with the noise, which P then cancels, and the signal shrinks (docs/nap.md).
+- "post": after the step, theta <- theta - eta sqrt(c) P n. Moments do not see it.
+- "frozen_v": the first moment gets sqrt(c) n, the second moment only g.
+
+Each adds eta^2 c Tr(P N P) to `pne2` for one update and eta c Tr(P N P) to `pne`; eta as in
+`noise.integrals`. Noise enters after clipping and unscaling; an update that a GradScaler skips gets none and
+is not counted.
+"""
+
+import math
+import warnings
+from collections.abc import Callable, Mapping
+from fnmatch import fnmatchcase
+from typing import Any, Literal, get_args
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import SGD, Adafactor, Adam, AdamW, Optimizer, RMSprop
+
+from gradnoise.base.errors import InputError
+from gradnoise.noise.members import layer_of
+from gradnoise.noise.preconditioners import KNOWN, is_diagonal, learning_filter, read
+from gradnoise.noise.sources import Draws, Place, Source
+
+Where = Literal["pre", "post", "frozen_v"]
+# Noise smaller than this share of coordinates' rounding is worth a warning.
+LOST = 0.01
+
+_ATTACHED: "WeakKeyDictionary[Optimizer, list[Injection]]" = WeakKeyDictionary()
+
+
+def injections_of(optimizer: Optimizer) -> "list[Injection]":
+    """What is injected into the optimizer's updates, in the order of attachment."""
+    return _ATTACHED.get(optimizer, [])
+
+
+def inject(
+    optimizer: Optimizer,
+    source: Source | Mapping[int, Source | None],
+    where: Where = "post",
+    *,
+    model: nn.Module | None = None,
+    layers: str = "*",
+    power: float | Callable[[int], float] = 1.0,
+    seed: int = 0,
+) -> "Injection":
+    """Add noise to every later update of the optimizer; nothing else in the loop changes.
+
+    `source`: `gaussian`, `student_t` or `low_rank`; or a mapping from the update (from 1) at which each comes
+    into force to a source, None for none: a swap in mid-training. `where`: see the module. `power`: the
+    variance is times this, a number or a function of the update (a phase mask is 0 outside of it).
+    `layers`: glob patterns joined by "|", held against parameters' names and their modules' ("blocks.0.*|
+    head"); names come from `model`, or from an optimizer that was given `named_parameters()`. `seed`: draws
+    are keyed by (seed, update, parameter name), the same on every rank.
+
+    A meter on the same optimizer adds what is injected to its ledger by itself.
+
+    Raises `InputError` for an optimizer whose preconditioner is not known (but for "pre"), patterns that
+    match nothing, and at a step for a closure with "pre".
+    """
+    return Injection(optimizer, source, where, model=model, layers=layers, power=power, seed=seed)
+
+
+class Injection:
+    """See `inject`. `step`: updates done; `power` may be set at any time, `gains` scale it layer by layer.
+
+    `metric`: the displacement is eta sqrt(c) P^metric n; 1, but for noises whose temperature is defined with
+    another power (pSGLD: 1/2; plain Langevin noise on weights: 0).
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        source: Source | Mapping[int, Source | None],
+        where: Where = "post",
+        *,
+        model: nn.Module | None = None,
+        layers: str = "*",
+        power: float | Callable[[int], float] = 1.0,
+        seed: int = 0,
+        metric: float = 1.0,
+    ) -> None:
+        if where not in get_args(Where):
+            raise InputError("where", where, "must be pre, post or frozen_v")
+        if where != "pre" and not is_diagonal(optimizer):
+            mend = f"its preconditioner is not known ({KNOWN} are): take where='pre'"
+            raise InputError("optimizer", type(optimizer).__name__, mend)
+        self.places = places_of(optimizer, model, layers)
+        self._sources = {1: source} if not isinstance(source, Mapping) else dict(source)
+        if not self._sources or any(not isinstance(at, int) or at < 1 for at in self._sources):
+            raise InputError("source", list(self._sources), "updates of a swap are whole numbers from 1")
+        self.optimizer, self.where, self.power, self.seed = optimizer, where, power, seed
+        self._metric = metric
+        self.gains: dict[str, float] = {}
+        self.step = 0
+        self._under_way = False
+        # Of the update under way: power by channel, gradients without noise, noise that was added to them,
+        # and sizes of parameters before the step (Adafactor).
+        self._powers: dict[str, float] = {}
+        self._clean: dict[Tensor, Tensor] = {}
+        self._scale: Tensor | None = None
+        self.added: list[tuple[Place, Tensor]] = []
+        self._sizes: dict[Tensor, float] = {}
+        self._checked = False
+        self._hooks = [
+            optimizer.register_step_pre_hook(self._before),
+            optimizer.register_step_post_hook(lambda *_: self.settle()),
+        ]
+        _ATTACHED.setdefault(optimizer, []).append(self)
+
+    def remove(self) -> None:
+        """Detach: later updates get no noise."""
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
+        attached = _ATTACHED.get(self.optimizer, [])
+        if self in attached:
+            attached.remove(self)
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that a resumed run needs to draw the same noise: plain data and tensors."""
+        return {
+            "seed": self.seed,
+            "step": self.step,
+            "gains": dict(self.gains),
+            "power": None if callable(self.power) else self.power,
+            "sources": {
+                at: source.state_dict() for at, source in self._sources.items() if source is not None
+            },
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over what `state_dict` of an injection with the same arguments gave."""
+        self.seed, self.step = state["seed"], state["step"]
+        self.gains = dict(state["gains"])
+        if state["power"] is not None and not callable(self.power):
+            self.power = state["power"]
+        for at, values in state["sources"].items():
+            source = self._sources.get(int(at))
+            if source is None:
+                raise InputError("state_dict", f"a source at update {at}", "attach the same sources first")
+            source.load_state_dict(values)
+
+    # What a meter asks.
+
+    def channel(self, place: Place) -> str:
+        """Places of one channel always have the same power, and its unit power means the same noise."""
+        at = max((at for at in self._sources if at <= self.step), default=0)
+        return f"{at}/{place.layer if self.gains else ''}"
+
+    def powers(self) -> Mapping[str, float]:
+        """Power of the update just made, by channel."""
+        return self._powers
+
+    def unit(self, place: Place, p: Tensor, ratio: float) -> tuple[float, float]:
+        """Tr(P N P) and Tr(N) at unit power, `p` the place's P (flat), `ratio` as `Filter.total`.
+
+        N is what noise in gradients would have to be for the same displacement.
+        """
+        del ratio
+        source = self._source(self.step)
+        variance = None if source is None else source.variance(place)
+        if variance is None:
+            return 0.0, 0.0
+        p = p.double()
+        if isinstance(variance, Tensor) and variance.ndim:
+            variance = variance.flatten().double()
+        traces = [(p.pow(2 * self._metric - less) * variance).sum().item() for less in (0, 2)]
+        if self._metric == 1 and isinstance(variance, Tensor) and variance.ndim == 0:
+            traces[1] = variance.item() * p.numel()
+        return traces[0], traces[1]
+
+    def variance(self, place: Place) -> Tensor:
+        """Diagonal of the covariance of what the update just made got there, of the parameter's shape."""
+        source = self._source(self.step)
+        found = None if source is None else source.variance(place)
+        power = self._powers.get(self.channel(place), 0.0)
+        dtype = torch.promote_types(place.parameter.dtype, torch.float32)
+        none = torch.zeros_like(place.parameter, dtype=dtype)
+        return none if found is None else none + power * found
+
+    # The update.
+
+    def _source(self, update: int) -> Source | None:
+        found = max((at for at in self._sources if at <= update), default=None)
+        return None if found is None else self._sources[found]
+
+    def _power(self, place: Place, update: int) -> float:
+        """Power at a place for the update."""
+        power = self.power(update) if callable(self.power) else self.power
+        return power * self.gains.get(place.layer, 1.0)
+
+    def _before(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if skipped(optimizer):
+            return
+        self.step += 1
+        self._under_way = True
+        powers = {self.channel(place): self._power(place, self.step) for place in self.places}
+        odd = [power for power in powers.values() if not 0 <= power < math.inf]
+        if odd:
+            raise InputError(f"power at update {self.step}", odd[0], "must be 0 or more, and finite")
+        self._powers, self.added = powers, []
+        if self._in_gradient and any(powers.values()):
+            if kwargs.get("closure") is not None or (len(args) > 1 and args[1] is not None):
+                mend = "call backward() before step(), without a closure"
+                raise InputError("where", self.where, f"needs the gradient before the step: {mend}")
+            self._perturb()
+        elif isinstance(optimizer, Adafactor) and any(powers.values()):
+            self._sizes = {
+                place.parameter: place.parameter.norm().item() / math.sqrt(place.parameter.numel())
+                for place in self.places
+            }
+
+    @property
+    def _in_gradient(self) -> bool:
+        """SGD has no second moment, so there "frozen_v" and "pre" are the same."""
+        return self.where == "pre" or (self.where == "frozen_v" and isinstance(self.optimizer, SGD))
+
+    def _drawn(self) -> "list[tuple[Place, Tensor]]":
+        """Noise of the update under way, sqrt(power) included; none where the optimizer has no gradient."""
+        source, draws, found = self._source(self.step), Draws(self.seed, self.step), []
+        for place in self.places if source is not None else ():
+            power = self._powers[self.channel(place)]
+            if power == 0 or place.parameter.grad is None:
+                continue
+            noise = source.draw(place, draws)  # type: ignore[union-attr]
+            if noise is not None:
+                found.append((place, noise if power == 1 else noise.mul_(math.sqrt(power))))
+        return found
+
+    @torch.no_grad()
+    def _perturb(self) -> None:
+        """Let the optimizer see noisy gradients; `settle` gives the clean ones back."""
+        # A fused optimizer under a GradScaler unscales the gradient that it finds, in its step.
+        self._scale = scale = getattr(self.optimizer, "grad_scale", None)
+        self.added = self._drawn()
+        for place, noise in self.added:
+            gradient = place.parameter.grad
+            assert gradient is not None
+            self._clean[place.parameter] = gradient
+            place.parameter.grad = gradient + (noise if scale is None else noise * scale).to(gradient.dtype)
+
+    @torch.no_grad()
+    def settle(self) -> None:
+        """Finish the update just made: called by the optimizer, or by a meter that needs it finished."""
+        if not self._under_way:
+            return
+        self._under_way = False
+        for parameter, gradient in self._clean.items():
+            parameter.grad = gradient if self._scale is None else gradient.div_(self._scale)
+        self._clean = {}
+        if not self._in_gradient and any(self._powers.values()):
+            drawn = self._drawn()
+            before = self._copies(drawn)
+            for place, noise in drawn:
+                if self.where == "frozen_v":
+                    self._through_momentum(place, noise)
+                else:
+                    self._displace(place, noise)
+            self._check_rounding(before)
+
+    def _reader(self, place: Place) -> Tensor:
+        """P of the step just made, in the parameter's shape."""
+        group = self.optimizer.param_groups[place.group]
+        return read(self.optimizer, place.parameter, group)().view_as(place.parameter)
+
+    def _displace(self, place: Place, noise: Tensor) -> None:
+        """theta <- theta - eta P^metric n."""
+        group = self.optimizer.param_groups[place.group]
+        size = self._sizes.get(place.parameter, 0.0)
+        rate = float(group["lr"]) * learning_filter(self.optimizer, place.parameter, size, group).total
+        if self._metric:
+            p = self._reader(place)
+            noise = noise.mul_(p if self._metric == 1 else p.pow(self._metric))
+        place.parameter.add_(noise.to(place.parameter.dtype), alpha=-rate)
+
+    def _through_momentum(self, place: Place, noise: Tensor) -> None:
+        """What g + n would have added to the first moment and, through it, to this step."""
+        parameter, optimizer = place.parameter, self.optimizer
+        group, state = optimizer.param_groups[place.group], optimizer.state[parameter]
+        if isinstance(optimizer, Adam | AdamW):
+            beta1 = float(group["betas"][0])
+            state["exp_avg"].add_(noise.to(state["exp_avg"].dtype), alpha=1 - beta1)
+        moved = noise * self._reader(place)
+        if isinstance(optimizer, RMSprop) and group["momentum"] > 0:
+            state["momentum_buffer"].add_(moved.to(state["momentum_buffer"].dtype))
+        size = self._sizes.get(parameter, 0.0)
+        rate = float(group["lr"]) * learning_filter(optimizer, parameter, size, group).instant
+        parameter.add_(moved.to(parameter.dtype), alpha=-rate)
+
+    def _copies(self, drawn: "list[tuple[Place, Tensor]]") -> dict[Tensor, Tensor]:
+        """Parameters in half precision before the first noise, to see how much of it they can hold."""
+        if self._checked or not drawn:
+            return {}
+        self._checked = True
+        halves = [place.parameter for place, _ in drawn if place.parameter.element_size() < 4]
+        return {parameter: parameter.clone() for parameter in halves}
+
+    def _check_rounding(self, before: dict[Tensor, Tensor]) -> None:
+        if not before:
+            return
+        same = sum((parameter == old).sum().item() for parameter, old in before.items())
+        lost = same / sum(old.numel() for old in before.values())
+        if lost > LOST:
+            kinds = ", ".join(sorted({str(p.dtype).removeprefix("torch.") for p in before}))
+            warnings.warn(
+                f"injected noise: {lost:.0%} of the coordinates in {kinds} are too coarse to change by it and"
+                " the rest is rounded: keep master weights in float32",
+                stacklevel=2,
+            )
+
+
+def skipped(optimizer: Optimizer) -> bool:
+    """Whether a GradScaler with a fused optimizer calls step() for an update that it skips."""
+    infinite = getattr(optimizer, "found_inf", None)
+    return infinite is not None and bool(infinite.item())
+
+
+def places_of(optimizer: Optimizer, model: nn.Module | None, layers: str) -> list[Place]:
+    """The optimizer's trainable parameters that `layers` matches, in its order.
+
+    Raises `InputError` for a pattern that matches nothing and a parameter that `model` lacks.
+    """
+    names: dict[Tensor, str] = {}
+    if model is not None:
+        inner = model.module if isinstance(model, DistributedDataParallel) else model
+        names = {p: name.replace("_orig_mod.", "") for name, p in inner.named_parameters()}
+    found, number = [], 0
+    for index, group in enumerate(optimizer.param_groups):
+        given = group.get("param_names", [None] * len(group["params"]))
+        for parameter, own in zip(group["params"], given, strict=True):
+            if model is not None and parameter not in names:
+                raise InputError("model", "lacks a parameter of the optimizer", "give the model it trains")
+            name = names.get(parameter) or own or f"parameters.{number}"
+            number += 1
+            if parameter.requires_grad:
+                found.append(Place(name, parameter, index, layer_of(name)))
+    chosen: set[str] = set()
+    for pattern in layers.split("|"):
+        here = {place.name for place in found if matches(place.name, pattern)}
+        if not here:
+            known = ", ".join(place.name for place in found[:4])
+            mend = "give model=, " if model is None else ""
+            raise InputError("layers", pattern, f"matches none of {known}, ...: {mend}mend the pattern")
+        chosen |= here
+    return [place for place in found if place.name in chosen]
+
+
+def matches(name: str, pattern: str) -> bool:
+    """Whether a glob pattern matches a parameter's name or that of its module."""
+    return fnmatchcase(name, pattern) or fnmatchcase(name.rpartition(".")[0], pattern)
