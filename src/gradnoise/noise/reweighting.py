@@ -54,9 +54,10 @@ def reweight(
     `law` of the weights, all with the same first two moments:
 
     - "gaussian"; "student_t" with `degrees` > 2 (default 5): heavy tails. Both give negative weights too.
-    - "bernoulli": each example is kept with probability B'/B, and the weights are centred.
+    - "bernoulli": each example is kept with probability B'/B; centred, so those left out weigh about 0.
     - "multinomial": how often each is among n B'/B draws with replacement, shrunk by sqrt((n - n B'/B) /
-      (n - 1)), because such draws are noisier than a batch of B' distinct examples.
+      (n - 1)), because such draws are noisier than a batch of B' distinct examples. Those left out keep some
+      weight.
     - "subset": n B'/B of the examples, drawn without replacement, with weight B/B', the others 0. This is the
       batch of B' itself, in every moment.
 
@@ -74,9 +75,10 @@ def reweight(
     Where the loss is a mean over tokens, weight both sums: `(w * sums).sum() / (w * tokens).sum()`, with
     `sums` and `tokens` (n,) one a sequence, which is right to first order in the weights.
 
-    Raises `InputError` for fewer than 2 examples, to_batch above the batch, temperature below 1, both or
-    neither of them, an unknown law, degrees of 2 or fewer or of another law, a number of draws
-    ("multinomial", "subset") that is not whole, a negative step or part, and a dtype that is not floating.
+    Raises `InputError` for fewer than 2 examples, a batch of fewer than n, to_batch above the batch,
+    temperature below 1, both or neither of them, an unknown law, degrees of 2 or fewer or of another law, a
+    number of draws ("multinomial", "subset") that is not whole, a negative step or part, and a dtype that is
+    not floating.
     """
     n = _whole("n", n, 2)
     counters = _whole("step", step, 0), _whole("part", part, 0)
@@ -98,16 +100,15 @@ def _deviations(count: int, n: int, ratio: float, law: Law, degrees: float, draw
     if law == "student_t":
         return scale * _centred(_student_t(shape, degrees, draw))
     if law == "bernoulli":
-        return _centred((torch.rand(shape, generator=draw, dtype=torch.float64) * ratio < 1) * ratio)
+        kept = torch.rand(shape, generator=draw, dtype=torch.float64) * ratio < 1
+        return _centred(ratio * kept.double())
     drawn = _drawn(n, ratio)
     if law == "multinomial":
         picks = torch.randint(n, (count, drawn), generator=draw)
-        counts = torch.zeros(shape, dtype=torch.float64).scatter_add_(
-            1, picks, torch.ones_like(picks).double()
-        )
-        return math.sqrt((n - drawn) / (n - 1)) * (n / drawn * counts - 1)
+        counts = torch.zeros(shape, dtype=torch.int64).scatter_add_(1, picks, torch.ones_like(picks))
+        return math.sqrt((n - drawn) / (n - 1)) * (n / drawn * counts.double() - 1)
     ranks = torch.rand(shape, generator=draw, dtype=torch.float64).argsort(-1)
-    return (ranks < drawn) * (n / drawn) - 1
+    return n / drawn * (ranks < drawn).double() - 1
 
 
 def _centred(values: Tensor) -> Tensor:
