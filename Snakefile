@@ -2,7 +2,7 @@
 #
 #   results/<study>/data/plays.parquet                                  prepare
 #   results/<study>/runs/<block>/<cell>/<seeds>.<table>.parquet         train     one job: the seeds of a cell
-#       <cell>  b016-lr0.002      batch and learning rate
+#       <cell>  b016-lr0.002      batch and learning rate; or the name of an arm, such as reweight-b16
 #       <seeds> s00-04            indices of the plan's derived seeds
 #       <table> scores | trajectory | noise_events | noise_parts
 #   results/<study>/noise/exposure.parquet, exposure_parts.parquet      measure

@@ -215,6 +215,18 @@ def test_a_new_cell_trains_alone(shared: Project, edited: Callable) -> None:
     assert "train race/b008" in answer.text, answer
 
 
+@pytest.mark.slow
+def test_a_new_arm_trains_alone(shared: Project, edited: Callable) -> None:
+    arm = '{"batch": 32, "learning_rate": 0.002, "noise": {"kind": "reweight", "to_batch": 16}}'
+    with edited(
+        f"config/{NAME}.yaml",
+        lambda text: text.replace('"grid": {', f'"arms": {{"as-b16": {arm}}},\n   "grid": {{', 1),
+    ):
+        answer = shared.plan()
+    assert answer.jobs == {rule: 1 for rule in JOBS if rule != "prepare_corpus"}, answer
+    assert "train race/as-b16" in answer.text, answer
+
+
 def shorten(study: dict) -> None:
     """As little training as the plan allows."""
     for block in study["blocks"].values():

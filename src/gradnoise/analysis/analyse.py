@@ -6,6 +6,7 @@ import math
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from gradnoise.analysis.arms import arms
 from gradnoise.analysis.curves import curves
 from gradnoise.analysis.decisions import read_hypotheses, reading_alpha, run_test
 from gradnoise.analysis.explained import explained
@@ -45,7 +46,8 @@ def analyse(study: str) -> None:
     exposure = tables.read_table(layout.exposure(study), tables.EXPOSURE).to_pandas()
     rule = plan.matching
     unit = NAMES[settings.blocks[rule.block].task.kind][rule.variable]
-    matched = match(branch_table(scores, exposure), rule, unit)
+    branches = branch_table(scores, exposure)
+    matched = match(branches, rule, unit)
     frames = {name: _frame(plan, matched, name) for name in plan.matching.names}
 
     deciding = matched.rows[matched.rows["matching"] == "loss"]
@@ -81,6 +83,7 @@ def analyse(study: str) -> None:
         "hypotheses": hypotheses,
         "reliability": _reliability(plan, scores),
         "cells": _cells(settings, scores),
+        "arms": arms(plan, settings, branches),
         "flow": totals(flow),
     }
     if plan.study.kind == "rehearsal":

@@ -1,12 +1,13 @@
 """What a study runs: the typed form of `config/<study>.yaml`.
 
 Science only: no threads, no folders, no memory. The JSON schemas in `workflow/schemas/` are generated from
-these models by `python -m gradnoise.base.study`. An arm or a cell is data, so a new one needs no code.
+these models by `python -m gradnoise.base.study`. A cell or an arm is data, so a new one needs no code.
 """
 
 import re
 from collections.abc import Iterator
 from difflib import get_close_matches
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
@@ -19,6 +20,8 @@ from gradnoise.base.files import write_json
 
 M = TypeVar("M", bound=BaseModel)
 STUDY_NAME = r"^[a-z0-9][a-z0-9-]*$"
+# Fields that hold one of several models, and the kinds by which the model is chosen.
+_KINDS = {"task": ("pair", "text"), "noise": ("inject", "reweight", "nap")}
 
 Count = Annotated[int, Field(ge=1, strict=True)]
 # Strict: a quoted number is a fault in a study, not something to convert.
@@ -26,6 +29,7 @@ Positive = Annotated[float, Field(gt=0, strict=True)]
 NotNegative = Annotated[float, Field(ge=0, strict=True)]
 Fraction = Annotated[float, Field(ge=0, le=1, strict=True)]
 Decay = Annotated[float, Field(ge=0, lt=1, strict=True)]
+Degrees = Annotated[float, Field(gt=2, strict=True)]
 
 
 class Strict(BaseModel):
@@ -131,6 +135,76 @@ class Noise(Strict):
     )
 
 
+class Phased(Strict):
+    """Noise that may be on in a part of the trunk only."""
+
+    phase: tuple[Fraction, Fraction] | None = Field(
+        default=None, description="when the noise is on, as shares of the trunk's cap; null: always"
+    )
+
+    def updates(self, cap: int) -> tuple[int, int]:
+        """First and last update with noise of a trunk of `cap` updates; adjacent phases share none."""
+        first, last = (0.0, 1.0) if self.phase is None else self.phase
+        return round(first * cap) + 1, round(last * cap)
+
+
+class Inject(Phased):
+    """Noise of the measured gradient noise's covariance, or of a coarser one, added to the updates."""
+
+    kind: Literal["inject"]
+    source: Literal["gaussian", "student_t", "low_rank"]
+    scale: Positive = Field(description="variance injected over the gradient noise's own")
+    where: Literal["pre", "post", "frozen_v"] = Field(
+        description="before the preconditioner, after it, or before it but unseen by the second moment"
+    )
+    layers: str = Field(default="*", description="glob patterns of parameters or modules, joined by |")
+    shape: Literal["diagonal", "tensor", "isotropic"] = Field(
+        default="diagonal", description="gaussian and student_t: variances by coordinate, by tensor, or one"
+    )
+    degrees: Degrees = Field(default=5.0, description="of student_t")
+    tails: Literal["iid", "elliptical", "tensor"] = Field(
+        default="iid", description="student_t: stretched by coordinate, by update or by tensor and update"
+    )
+    rank: Count = Field(default=4, description="low_rank: directions beside the diagonal")
+
+    @model_validator(mode="after")
+    def _belongs(self) -> "Inject":
+        own = {"gaussian": {"shape"}, "student_t": {"shape", "degrees", "tails"}, "low_rank": {"rank"}}
+        for field in ("shape", "degrees", "tails", "rank"):
+            if field in self.model_fields_set - own[self.source]:
+                raise ValueError(f"{field} is no setting of source {self.source}")
+        return self
+
+
+class Reweight(Phased):
+    """Losses weighted at random: the gradient noise of a smaller batch, in the same pass."""
+
+    kind: Literal["reweight"]
+    to_batch: Count = Field(description="the batch whose noise it is")
+    law: Literal["gaussian", "student_t", "bernoulli", "multinomial", "subset"] = "gaussian"
+    degrees: Degrees | None = Field(default=None, description="of student_t")
+
+    @model_validator(mode="after")
+    def _belongs(self) -> "Reweight":
+        if self.degrees is not None and self.law != "student_t":
+            raise ValueError(f"degrees is no setting of law {self.law}")
+        return self
+
+
+class Nap(Phased):
+    """Noise aligned with the layers' inputs, or with what differs between the gradients of micro-batches."""
+
+    kind: Literal["nap"]
+    rank: Count
+    temperature: NotNegative = Field(description="exposure injected over the gradient noise's own")
+    alignment: Fraction = Field(description="0: isotropic; 1: as the target; the power is the same")
+    target: Literal["features", "tasks"] = "features"
+    layers: str = Field(default="*", description="glob patterns of linear layers, joined by |")
+
+
+Condition = Annotated[Inject | Reweight | Nap, Field(discriminator="kind")]
+
+
 class Grid(Strict):
     """Cells: every combination of the listed values."""
 
@@ -138,15 +212,24 @@ class Grid(Strict):
     learning_rate: tuple[Positive, ...] = Field(min_length=1)
 
 
-class Cell(Strict):
-    """One noise condition of a block."""
+class Arm(Strict):
+    """A cell that is written out: it may have a noise condition, on its trunk."""
 
     batch: Count
     learning_rate: Positive
+    noise: Condition | None = Field(default=None, description="null: the batch's own noise alone")
 
-    @property
-    def name(self) -> str:
-        return f"b{self.batch:03d}-lr{self.learning_rate:g}"
+    @model_validator(mode="after")
+    def _adds(self) -> "Arm":
+        if isinstance(self.noise, Reweight) and self.noise.to_batch > self.batch:
+            raise ValueError(f"noise.to_batch {self.noise.to_batch} must be at most batch {self.batch}")
+        return self
+
+
+class Cell(Arm):
+    """One noise condition of a block: a cell of its grid, or an arm under its name."""
+
+    name: str
 
 
 class Block(Strict):
@@ -162,31 +245,53 @@ class Block(Strict):
     noise: Noise
     seeds: Count = Field(description="the first n of the plan's derived seeds")
     seeds_per_job: Count = Field(default=5, description="seeds trained in one job; part of the design")
-    grid: Grid
+    grid: Grid | None = Field(default=None, description="cells without injected noise")
+    arms: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]*$")], Arm] = Field(
+        default={}, description="further cells by name, each with its noise condition"
+    )
 
     @model_validator(mode="after")
     def _whole_updates(self) -> "Block":
         names = [cell.name for cell in self.cells()]
+        if not names:
+            raise ValueError("needs a grid, or arms, or both")
         if len(set(names)) < len(names):
-            raise ValueError(f"grid gives the same cell twice: {names}")
-        for batch in self.grid.batch:
-            if batch % self.noise.contributions:
-                raise ValueError(f"grid.batch {batch} must be a multiple of noise.contributions")
-            for budget in self.branches.sequences:
-                if budget % batch:
-                    raise ValueError(f"branches.sequences {budget} must be a multiple of grid.batch {batch}")
-        extra = self.branches.updates
-        if extra is not None and extra > self.branches.sequences[-1] // max(self.grid.batch):
-            raise ValueError(f"branches.updates {extra} is past the cap of batch {max(self.grid.batch)}")
+            raise ValueError(f"grid and arms give the same cell twice: {names}")
+        for cell in self.cells():
+            self._check(cell, f"arms.{cell.name}" if cell.name in self.arms else "grid")
         return self
 
+    def _check(self, cell: Cell, where: str) -> None:
+        """Refuse a cell whose batch does not fit the block's settings."""
+        batch, parts = cell.batch, self.noise.contributions
+        if batch % parts:
+            raise ValueError(f"{where}.batch {batch} must be a multiple of noise.contributions")
+        for budget in self.branches.sequences:
+            if budget % batch:
+                raise ValueError(f"branches.sequences {budget} must be a multiple of {where}.batch {batch}")
+        if self.branches.updates is not None and self.branches.updates > self.cap(cell):
+            raise ValueError(f"branches.updates {self.branches.updates} is past the cap of batch {batch}")
+        if cell.noise is not None:
+            first, last = cell.noise.updates(self.cap(cell))
+            if first > last:
+                raise ValueError(f"{where}.noise.phase holds none of the trunk's {self.cap(cell)} updates")
+        if isinstance(cell.noise, Reweight):
+            size, drawn = batch // parts, cell.noise.to_batch / parts
+            if size < 2:
+                raise ValueError(f"{where}.batch {batch} must be at least twice noise.contributions")
+            if cell.noise.law in ("multinomial", "subset") and not drawn.is_integer():
+                told = f"law {cell.noise.law} draws {drawn:g} of a micro-batch of {size}"
+                raise ValueError(f"{where}.noise.to_batch: {told}: must be a whole number")
+
+    def cap(self, cell: Cell) -> int:
+        """Updates of a trunk that uses its whole budget."""
+        return self.branches.sequences[-1] // cell.batch
+
     def cells(self) -> list[Cell]:
-        """The block's cells in the order of its grid."""
-        return [
-            Cell(batch=batch, learning_rate=rate)
-            for batch in self.grid.batch
-            for rate in self.grid.learning_rate
-        ]
+        """The block's cells in the order of its grid, then its arms."""
+        pairs = product(self.grid.batch, self.grid.learning_rate) if self.grid else ()
+        grid = [Cell(name=f"b{b:03d}-lr{rate:g}", batch=b, learning_rate=rate) for b, rate in pairs]
+        return grid + [Cell(name=name, **dict(arm)) for name, arm in self.arms.items()]
 
     def cell(self, name: str) -> Cell:
         """The cell of that name; `InputError` names those that exist."""
@@ -265,10 +370,8 @@ def validated(model: type[M], value: object, where: str) -> M:
         if fault == "unknown_key":
             key = first["ctx"]["key"]
             loc, given = (*loc, key), given[key]
-        # The kind of a task, by which its model was chosen, is no part of the field's path.
-        path = [
-            str(part) for n, part in enumerate(loc) if n == 0 or loc[n - 1] != "task" or n + 1 == len(loc)
-        ]
+        # The kind of a task or noise, by which its model was chosen, is no part of the field's path.
+        path = [str(part) for n, part in enumerate(loc) if part not in _KINDS.get(str(loc[n - 1]), ())]
         if fault == "missing":
             value = "missing"
         elif isinstance(given, dict) and fault != "unknown_key":

@@ -92,6 +92,9 @@ _TRACE = (
     Column("trace_pcp_se", "float", "its standard error (jackknife over contributions)"),
     Column("trace_c", "float", "Tr(C/B), unbiased", "squared gradient"),
     Column("trace_c_se", "float", "its standard error (jackknife over contributions)"),
+    Column("injected_pne", "float", "what was injected, sum of learning rate x Tr(P N P): part of pne"),
+    Column("injected_pne2", "float", "the same of learning rate^2: part of pne2", "squared parameter"),
+    Column("injected_ne", "float", "sum of learning rate^2 x Tr(N) injected: part of ne"),
 )
 
 NOISE_EVENTS = Table(

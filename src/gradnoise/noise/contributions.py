@@ -195,7 +195,8 @@ def principal(
     for name, found in distances.items():
         weighted = found * p[name]
         gram += (weighted @ weighted.T).double().cpu()
-    vectors = torch.linalg.eigh(gram).eigenvectors.flip(1)[:, :rank].T * scale
+    # Gradients that diverged have no eigenvectors; the nan in their distances make the result nan.
+    vectors = torch.linalg.eigh(gram.nan_to_num(0.0, 0.0, 0.0)).eigenvectors.flip(1)[:, :rank].T * scale
     return {name: vectors.to(found) @ found for name, found in distances.items()}
 
 

@@ -26,7 +26,7 @@ from gradnoise.noise.ledger import Ledger, Measurement
 from gradnoise.noise.listener import Listener
 from gradnoise.noise.members import members_of
 from gradnoise.noise.options import Options
-from gradnoise.noise.preconditioners import decoupled_decay, is_diagonal, preconditioner, read
+from gradnoise.noise.preconditioners import KNOWN, decoupled_decay, is_diagonal, read
 from gradnoise.noise.reading import Reading, reading
 from gradnoise.noise.stability import Cap, Marker, Stability
 from gradnoise.noise.survey import Survey
@@ -35,6 +35,17 @@ if TYPE_CHECKING:
     import pandas as pd
 
 Schedule = Callable[[int], bool]
+
+# Kept by the optimizer itself, so that both go together.
+_METERS = "_gradnoise_meters"
+# Updates that are looked ahead for the next one to measure.
+AHEAD = 10_000
+
+
+def meters_of(optimizer: torch.optim.Optimizer) -> "list[Exposure]":
+    """Meters attached to the optimizer, the first one first."""
+    found: list[Exposure] = optimizer.__dict__.setdefault(_METERS, [])
+    return found
 
 
 def exposure(
@@ -95,13 +106,20 @@ class Exposure:
         # By position of the injection and channel: Tr(PNP) and Tr(N) at unit power, by tensor.
         self._units: dict[tuple[int, str], list[tuple[float, float]]] = {}
         self._number = {member.parameter: n for n, member in enumerate(self._members)}
+        self._names = {member.parameter: member.name for member in self._members}
+        # What `_units` are of (None: what a loaded state says), and Tr(PNP) of the update just made.
+        self._accounted: list[Injection] | None = []
+        self._injected = 0.0
         # Called after each measured update.
         self.after: list[Callable[[], None]] = []
+        # By measured update, the shares of its largest sample eigenvalues (see `spectrum`).
+        self.shares: dict[int, tuple[float, ...]] = {}
         self.skipped = 0
         self._hooks = [
             optimizer.register_step_pre_hook(self._before_step),
             optimizer.register_step_post_hook(self._stepped),
         ]
+        meters_of(optimizer).append(self)
         self._arm()
 
     @property
@@ -124,6 +142,29 @@ class Exposure:
         return self._ledger.parts
 
     @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        return self._optimizer
+
+    def rows(self) -> tuple[list[Event], list[Part]]:
+        """`events` and `parts`, with the interval that is open."""
+        return self._ledger.rows()
+
+    @property
+    def interval(self) -> tuple[Event, list[Part]] | None:
+        """The open interval, from the last measured update up to now; None before the first."""
+        covered = self._ledger.covered()
+        return None if covered is None else covered[:2]
+
+    def measures(self, step: int) -> bool:
+        """Whether an update is to be measured."""
+        return bool(self._due(step))
+
+    @property
+    def stride(self) -> int:
+        """Updates from now up to the next one to be measured, itself included."""
+        return next((n for n in range(1, AHEAD) if self._due(self._step + n)), AHEAD)
+
+    @property
     def last(self) -> Reading | None:
         """The last measured update and the exposure up to now; None before the first."""
         if self._last is None or self._last_step != self._step:
@@ -143,7 +184,7 @@ class Exposure:
             math.nan if self.options.population is None else float(self.options.population),
             survey.overlap,
             self._markers,
-            math.fsum(self.injected(injection) for injection in injections_of(self._optimizer)),
+            self._injected,
             tuple(name for name, cap in self.options.caps.items() if self._in_phase(name, cap) > cap.most),
         )
 
@@ -171,14 +212,15 @@ class Exposure:
         """Standard deviations sqrt(scale x diag(C/B)) for `gaussian` and `student_t`, following the noise.
 
         C/B is the gradient noise of measured updates as it entered the step (after clipping), so `scale` is
-        injected over intrinsic variance in gradient units. It is averaged over measured updates with a
-        `half_life` counted in them, and changes at them only; before the first one nothing is injected.
+        injected over intrinsic variance in gradient units, tensor by tensor. Its shape within a tensor is
+        averaged over measured updates with a `half_life` counted in them, its level is the last one's. It
+        changes at them only, and before the first one nothing is injected.
         `shape`: "diagonal", "tensor" (in each tensor one number of the same trace) or "isotropic" (one number
         for all). Keeps one or two buffers of the gradient's size.
 
         Raises `InputError` where the estimator sees no diagonal ("norms", "hutchinson", `share` under 1).
         """
-        found = FollowedDeviations(scale, shape, half_life)
+        found = FollowedDeviations(scale, shape, half_life, self._names)
         self._follow(found)
         return found
 
@@ -191,7 +233,7 @@ class Exposure:
         """
         if self.options.estimator not in ("auto", "micro") or self._group is not None:
             raise InputError("factors", self.options.estimator, "needs micro-batches, in one process")
-        found = FollowedFactors(scale, rank)
+        found = FollowedFactors(scale, rank, self._names)
         self._follow(found)
         self._survey.rank = max(self._survey.rank, rank)
         return found
@@ -200,6 +242,9 @@ class Exposure:
         options = self.options
         if options.estimator in ("norms", "hutchinson") or options.share < 1:
             raise InputError("estimator", options.estimator, "sees no whole diagonal: take micro or example")
+        if not is_diagonal(self._optimizer):
+            mend = f"is measured by the jackknife alone, which sees no diagonal ({KNOWN} are not)"
+            raise InputError("optimizer", type(self._optimizer).__name__, mend)
         self._followed.append(provider)
         self._survey.follows = True
 
@@ -236,6 +281,8 @@ class Exposure:
         for hook in self._hooks:
             hook.remove()
         self._hooks = []
+        if self in meters_of(self._optimizer):
+            meters_of(self._optimizer).remove(self)
         self._disarm()
 
     def state_dict(self) -> dict[str, Any]:
@@ -256,6 +303,8 @@ class Exposure:
             "spent": dict(self._spent),
             "skipped": self.skipped,
             "units": [[*key, list(found)] for key, found in self._units.items()],
+            "injected": self._injected,
+            "shares": [[step, list(found)] for step, found in self.shares.items()],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -271,6 +320,8 @@ class Exposure:
         self._clipped, self._seen, self._spent = state["clipped"], state["seen"], state["spent"]
         self._events, self._clipped_events = state["measured"], state["clipped_events"]
         self._units = {(n, channel): [tuple(u) for u in found] for n, channel, found in state["units"]}
+        self._accounted, self._injected = None, state["injected"]
+        self.shares = {step: tuple(found) for step, found in state["shares"]}
         self._last = None
         self._arm()
 
@@ -304,6 +355,7 @@ class Exposure:
         if self.due:
             self._measure(rates)
         self._ledger.advance(rates)
+        self._injected = 0.0
         if injections:
             self._account(injections, [float(rate) for rate in rates])
         if self.measured:
@@ -312,7 +364,7 @@ class Exposure:
 
     def _account(self, injections: list[Injection], rates: list[float]) -> None:
         """Add what was injected into the update just made to the ledger, with P of the last measured one."""
-        now = self._ledger.open
+        now, traces = self._ledger.open, []
         if now is None:
             return
         if self.measured:
@@ -321,29 +373,32 @@ class Exposure:
         for injection in injections:
             powers = injection.powers()
             for place in injection.places:
-                n, channel = self._number[place.parameter], injection.channel(place)
-                if powers.get(channel):
+                n, channel = self._number.get(place.parameter), injection.channel(place)
+                if n is not None and powers.get(channel) and place.parameter in injection.reached:
                     unit, unit_c = self._unit(injection, channel)[n]
+                    traces.append(powers[channel] * unit)
                     rate = rates[place.group] * now.ratios[n if len(now.ratios) > 1 else 0]
                     power = powers[channel]
                     amounts[0][n] += rate * power * unit
                     amounts[1][n] += rate**2 * power * unit
                     amounts[2][n] += rate**2 * power * unit_c
+        self._injected = math.fsum(traces)
         self._ledger.inject(amounts)
 
     def _unit(self, injection: Injection, channel: str) -> list[tuple[float, float]]:
         """Traces of one channel at unit power by tensor; found anew at measured updates."""
-        key = (injections_of(self._optimizer).index(injection), channel)
+        attached = injections_of(self._optimizer)
+        if self._accounted not in (None, attached):
+            self._units = {}  # their positions changed
+        self._accounted = list(attached)
+        key = (attached.index(injection), channel)
         if key not in self._units:
             found = [(0.0, 0.0)] * len(self._members)
             place_of = {place.parameter: place for place in injection.places}
             for n, member in enumerate(self._members):
                 place = place_of.get(member.parameter)
                 if place is not None and injection.channel(place) == channel:
-                    p = self._survey.p.get(member.parameter)
-                    if p is None:
-                        p = preconditioner(self._optimizer, member.parameter).flatten()
-                    found[n] = injection.unit(place, p, self._ratio(n))
+                    found[n] = injection.unit(place, self._survey.p_of(member), self._ratio(n))
             self._units[key] = found
         return self._units[key]
 
@@ -352,18 +407,39 @@ class Exposure:
         assert now is not None
         return now.ratios[n if len(now.ratios) > 1 else 0]
 
-    def injected(self, injection: Injection) -> float:
-        """Tr(P N P) of what the injection added to the update just made, with P as last measured.
-
-        Raises `InputError` before the first measured update.
-        """
-        return math.fsum(power * self.unit(injection, ch) for ch, power in injection.powers().items())
+    @property
+    def trace(self) -> float:
+        """Tr(P C/B P) of the last measured update; nan before the first. As `last.trace`, without the rest."""
+        now = self._ledger.open
+        return math.nan if now is None else float(now.event["trace_pcp"])
 
     def unit(self, injection: Injection, channel: str) -> float:
         """Tr(P N P) of an injection's channel at unit power, with P as last measured."""
         if self._ledger.open is None:
             raise InputError("meter", "has measured nothing yet", "make a measured update first")
         return math.fsum(trace for trace, _ in self._unit(injection, channel))
+
+    def unit_pne2(self, injection: Injection, channel: str) -> dict[str, float]:
+        """By layer, what one update of a channel at unit power adds to `pne2`, at the last learning rates.
+
+        P as last measured. Raises `InputError` before the first measured update.
+        """
+        rates = self._ledger.last_rates
+        if not rates:
+            raise InputError("meter", "has measured nothing yet", "make a measured update first")
+        found = dict.fromkeys((member.layer for member in self._members), 0.0)
+        some = any(member.parameter.grad is not None for member in self._members)
+        for n, (unit, _) in enumerate(self._unit(injection, channel)):
+            member = self._members[n]
+            # A parameter that alone has no gradient gets no noise; under Adam its P would be 1/eps.
+            if member.parameter.grad is None and some:
+                continue
+            found[member.layer] += (rates[member.group] * self._ratio(n)) ** 2 * unit
+        return found
+
+    def forget_units(self) -> None:
+        """Find the traces of injections anew: a source was changed after a measured update."""
+        self._units = {}
 
     def _inform(self, injections: list[Injection]) -> None:
         """Pass the new covariance on: it holds from the next update."""
@@ -390,6 +466,7 @@ class Exposure:
             self.skipped += 1
             return
         event, by_tensor, shares = found
+        self.shares[self._step] = self._survey.top
         self._events += 1
         self._clipped_events += event["clip"] < 1
         event |= {

@@ -17,7 +17,6 @@ import warnings
 from collections.abc import Callable, Mapping
 from fnmatch import fnmatchcase
 from typing import Any, Literal, get_args
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -26,19 +25,21 @@ from torch.optim import SGD, Adafactor, Adam, AdamW, Optimizer, RMSprop
 
 from gradnoise.base.errors import InputError
 from gradnoise.noise.members import layer_of
-from gradnoise.noise.preconditioners import KNOWN, is_diagonal, learning_filter, read
+from gradnoise.noise.preconditioners import KNOWN, Filter, is_diagonal, learning_filter, read
 from gradnoise.noise.sources import Draws, Place, Source
 
 Where = Literal["pre", "post", "frozen_v"]
 # Noise smaller than this share of coordinates' rounding is worth a warning.
 LOST = 0.01
 
-_ATTACHED: "WeakKeyDictionary[Optimizer, list[Injection]]" = WeakKeyDictionary()
+# Kept by the optimizer itself, so that both go together.
+_INJECTIONS = "_gradnoise_injections"
 
 
 def injections_of(optimizer: Optimizer) -> "list[Injection]":
     """What is injected into the optimizer's updates, in the order of attachment."""
-    return _ATTACHED.get(optimizer, [])
+    found: list[Injection] = optimizer.__dict__.setdefault(_INJECTIONS, [])
+    return found
 
 
 def inject(
@@ -72,7 +73,9 @@ class Injection:
     """See `inject`. `step`: updates done; `power` may be set at any time, `gains` scale it layer by layer.
 
     `metric`: the displacement is eta sqrt(c) P^metric n; 1, but for noises whose temperature is defined with
-    another power (pSGLD: 1/2; plain Langevin noise on weights: 0).
+    another power (pSGLD: 1/2; plain Langevin noise on weights: 0). `limit`: P is at most this times the P of
+    a coordinate whose 1/P is the root mean square of the tensor's: under Adam, P of a coordinate that gets no
+    gradient is 1/eps.
     """
 
     def __init__(
@@ -86,6 +89,7 @@ class Injection:
         power: float | Callable[[int], float] = 1.0,
         seed: int = 0,
         metric: float = 1.0,
+        limit: float = math.inf,
     ) -> None:
         if where not in get_args(Where):
             raise InputError("where", where, "must be pre, post or frozen_v")
@@ -93,11 +97,31 @@ class Injection:
             mend = f"its preconditioner is not known ({KNOWN} are): take where='pre'"
             raise InputError("optimizer", type(optimizer).__name__, mend)
         self.places = places_of(optimizer, model, layers)
+        names = _names(model).values() if model is not None else ()
+        known = {*names, *(place.name for place in places_of(optimizer, model, "*"))}
         self._sources = {1: source} if not isinstance(source, Mapping) else dict(source)
         if not self._sources or any(not isinstance(at, int) or at < 1 for at in self._sources):
             raise InputError("source", list(self._sources), "updates of a swap are whole numbers from 1")
+        for found in self._sources.values():
+            if found is not None and not hasattr(found, "draw"):
+                raise InputError(
+                    "source", type(found).__name__, "must be gaussian(...), student_t(...) or the like"
+                )
+            unknown = sorted(set(getattr(found, "names", ())) - known)
+            if unknown:
+                mend = (
+                    "give model=, or an optimizer with named_parameters()"
+                    if model is None
+                    else "mend the name"
+                )
+                raise InputError("source", unknown[0], f"no parameter has that name: {mend}")
         self.optimizer, self.where, self.power, self.seed = optimizer, where, power, seed
-        self._metric = metric
+        for other in injections_of(optimizer):
+            both = {place.parameter for place in self.places} & {place.parameter for place in other.places}
+            if other.seed == seed and both:
+                mend = "another injection there draws the same numbers: give another seed"
+                raise InputError("seed", seed, mend)
+        self._metric, self._limit = metric, limit
         self.gains: dict[str, float] = {}
         self.step = 0
         self._under_way = False
@@ -107,22 +131,23 @@ class Injection:
         self._clean: dict[Tensor, Tensor] = {}
         self._scale: Tensor | None = None
         self.added: list[tuple[Place, Tensor]] = []
+        # Parameters that the update just made put noise into.
+        self.reached: set[Tensor] = set()
         self._sizes: dict[Tensor, float] = {}
         self._checked = False
         self._hooks = [
             optimizer.register_step_pre_hook(self._before),
             optimizer.register_step_post_hook(lambda *_: self.settle()),
         ]
-        _ATTACHED.setdefault(optimizer, []).append(self)
+        injections_of(optimizer).append(self)
 
     def remove(self) -> None:
         """Detach: later updates get no noise."""
         for hook in self._hooks:
             hook.remove()
         self._hooks = []
-        attached = _ATTACHED.get(self.optimizer, [])
-        if self in attached:
-            attached.remove(self)
+        if self in injections_of(self.optimizer):
+            injections_of(self.optimizer).remove(self)
 
     def state_dict(self) -> dict[str, Any]:
         """All that a resumed run needs to draw the same noise: plain data and tensors."""
@@ -169,12 +194,10 @@ class Injection:
         variance = None if source is None else source.variance(place)
         if variance is None:
             return 0.0, 0.0
-        p = p.double()
+        p = self._limited(p.double())
         if isinstance(variance, Tensor) and variance.ndim:
             variance = variance.flatten().double()
         traces = [(p.pow(2 * self._metric - less) * variance).sum().item() for less in (0, 2)]
-        if self._metric == 1 and isinstance(variance, Tensor) and variance.ndim == 0:
-            traces[1] = variance.item() * p.numel()
         return traces[0], traces[1]
 
     def variance(self, place: Place) -> Tensor:
@@ -200,17 +223,23 @@ class Injection:
     def _before(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if skipped(optimizer):
             return
+        if self._in_gradient and (
+            kwargs.get("closure") is not None or (len(args) > 1 and args[1] is not None)
+        ):
+            mend = "call backward() before step(), without a closure"
+            raise InputError("where", self.where, f"needs the gradient before the step: {mend}")
         self.step += 1
         self._under_way = True
-        powers = {self.channel(place): self._power(place, self.step) for place in self.places}
+        powers: dict[str, float] = {}
+        for place in self.places:
+            channel = self.channel(place)
+            if channel not in powers:
+                powers[channel] = self._power(place, self.step)
         odd = [power for power in powers.values() if not 0 <= power < math.inf]
         if odd:
             raise InputError(f"power at update {self.step}", odd[0], "must be 0 or more, and finite")
-        self._powers, self.added = powers, []
+        self._powers, self.added, self.reached, self._clean = powers, [], set(), {}
         if self._in_gradient and any(powers.values()):
-            if kwargs.get("closure") is not None or (len(args) > 1 and args[1] is not None):
-                mend = "call backward() before step(), without a closure"
-                raise InputError("where", self.where, f"needs the gradient before the step: {mend}")
             self._perturb()
         elif isinstance(optimizer, Adafactor) and any(powers.values()):
             self._sizes = {
@@ -233,6 +262,7 @@ class Injection:
             noise = source.draw(place, draws)  # type: ignore[union-attr]
             if noise is not None:
                 found.append((place, noise if power == 1 else noise.mul_(math.sqrt(power))))
+        self.reached = {place.parameter for place, _ in found}
         return found
 
     @torch.no_grad()
@@ -241,10 +271,14 @@ class Injection:
         # A fused optimizer under a GradScaler unscales the gradient that it finds, in its step.
         self._scale = scale = getattr(self.optimizer, "grad_scale", None)
         self.added = self._drawn()
+        attached = injections_of(self.optimizer)
+        earlier = attached[: attached.index(self)]
         for place, noise in self.added:
             gradient = place.parameter.grad
             assert gradient is not None
-            self._clean[place.parameter] = gradient
+            # Of several injections the first has the clean gradient.
+            if not any(place.parameter in other._clean for other in earlier):
+                self._clean[place.parameter] = gradient
             place.parameter.grad = gradient + (noise if scale is None else noise * scale).to(gradient.dtype)
 
     @torch.no_grad()
@@ -273,13 +307,26 @@ class Injection:
 
     def _displace(self, place: Place, noise: Tensor) -> None:
         """theta <- theta - eta P^metric n."""
-        group = self.optimizer.param_groups[place.group]
-        size = self._sizes.get(place.parameter, 0.0)
-        rate = float(group["lr"]) * learning_filter(self.optimizer, place.parameter, size, group).total
         if self._metric:
-            p = self._reader(place)
+            p = self._limited(self._reader(place))
             noise = noise.mul_(p if self._metric == 1 else p.pow(self._metric))
-        place.parameter.add_(noise.to(place.parameter.dtype), alpha=-rate)
+        place.parameter.add_(noise.to(place.parameter.dtype), alpha=-self._rate(place))
+
+    def _limited(self, p: Tensor) -> Tensor:
+        """P, at most `limit` times that of a coordinate whose 1/P is the tensor's root mean square."""
+        if self._limit == math.inf:
+            return p
+        return torch.minimum(p, self._limit * p.pow(-2).mean().rsqrt())
+
+    def _rate(self, place: Place) -> float:
+        """eta: effective learning rate, all that one gradient ever adds."""
+        group = self.optimizer.param_groups[place.group]
+        return float(group["lr"]) * self._filter(place).total
+
+    def _filter(self, place: Place) -> Filter:
+        size = self._sizes.get(place.parameter, 0.0)
+        group = self.optimizer.param_groups[place.group]
+        return learning_filter(self.optimizer, place.parameter, size, group)
 
     def _through_momentum(self, place: Place, noise: Tensor) -> None:
         """What g + n would have added to the first moment and, through it, to this step."""
@@ -291,25 +338,22 @@ class Injection:
         moved = noise * self._reader(place)
         if isinstance(optimizer, RMSprop) and group["momentum"] > 0:
             state["momentum_buffer"].add_(moved.to(state["momentum_buffer"].dtype))
-        size = self._sizes.get(parameter, 0.0)
-        rate = float(group["lr"]) * learning_filter(optimizer, parameter, size, group).instant
+        rate = float(group["lr"]) * self._filter(place).instant
         parameter.add_(moved.to(parameter.dtype), alpha=-rate)
 
-    def _copies(self, drawn: "list[tuple[Place, Tensor]]") -> dict[Tensor, Tensor]:
-        """Parameters in half precision before the first noise, to see how much of it they can hold."""
+    def _copies(self, drawn: "list[tuple[Place, Tensor]]") -> "list[tuple[Tensor, Tensor, Tensor]]":
+        """Half-precision parameters before the first noise, and where it is: how much of it can they hold?"""
         if self._checked or not drawn:
-            return {}
+            return []
         self._checked = True
-        halves = [place.parameter for place, _ in drawn if place.parameter.element_size() < 4]
-        return {parameter: parameter.clone() for parameter in halves}
+        halves = [(place.parameter, noise) for place, noise in drawn if place.parameter.element_size() < 4]
+        return [(parameter, parameter.clone(), noise != 0) for parameter, noise in halves]
 
-    def _check_rounding(self, before: dict[Tensor, Tensor]) -> None:
-        if not before:
-            return
-        same = sum((parameter == old).sum().item() for parameter, old in before.items())
-        lost = same / sum(old.numel() for old in before.values())
+    def _check_rounding(self, before: "list[tuple[Tensor, Tensor, Tensor]]") -> None:
+        same = sum(((parameter == old) & noisy).sum().item() for parameter, old, noisy in before)
+        lost = same / max(1, sum(noisy.sum().item() for _, _, noisy in before))
         if lost > LOST:
-            kinds = ", ".join(sorted({str(p.dtype).removeprefix("torch.") for p in before}))
+            kinds = ", ".join(sorted({str(p.dtype).removeprefix("torch.") for p, _, _ in before}))
             warnings.warn(
                 f"injected noise: {lost:.0%} of the coordinates in {kinds} are too coarse to change by it and"
                 " the rest is rounded: keep master weights in float32",
@@ -328,10 +372,7 @@ def places_of(optimizer: Optimizer, model: nn.Module | None, layers: str) -> lis
 
     Raises `InputError` for a pattern that matches nothing and a parameter that `model` lacks.
     """
-    names: dict[Tensor, str] = {}
-    if model is not None:
-        inner = model.module if isinstance(model, DistributedDataParallel) else model
-        names = {p: name.replace("_orig_mod.", "") for name, p in inner.named_parameters()}
+    names = {} if model is None else _names(model)
     found, number = [], 0
     for index, group in enumerate(optimizer.param_groups):
         given = group.get("param_names", [None] * len(group["params"]))
@@ -351,6 +392,14 @@ def places_of(optimizer: Optimizer, model: nn.Module | None, layers: str) -> lis
             raise InputError("layers", pattern, f"matches none of {known}, ...: {mend}mend the pattern")
         chosen |= here
     return [place for place in found if place.name in chosen]
+
+
+def _names(model: nn.Module) -> dict[Tensor, str]:
+    """Names of parameters in the model, without those that torch.compile and DDP put in front."""
+    while not isinstance(model, DistributedDataParallel) and hasattr(model, "_orig_mod"):
+        model = model._orig_mod  # type: ignore[assignment]
+    inner = model.module if isinstance(model, DistributedDataParallel) else model
+    return {p: name.replace("_orig_mod.", "") for name, p in inner.named_parameters()}
 
 
 def matches(name: str, pattern: str) -> bool:

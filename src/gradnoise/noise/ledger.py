@@ -68,6 +68,11 @@ class Ledger:
         if self.open is not None:
             self._rates.append(rates)
 
+    @property
+    def last_rates(self) -> list[float]:
+        """Learning rates of the last update counted, one a parameter group; empty before the first."""
+        return [float(rate) for rate in self._rates[-1]] if self._rates else []
+
     def inject(self, amounts: list[list[float]]) -> None:
         """Add what was injected into the update just counted: three sums, by tensor (see `_injected`)."""
         if self.open is None:

@@ -90,6 +90,11 @@ class Gaussian(_Stateless):
     def __init__(self, deviations: Deviations) -> None:
         self._deviations = deviations
 
+    @property
+    def names(self) -> frozenset[str]:
+        """Parameters that it was given numbers for by name."""
+        return getattr(self._deviations, "names", frozenset())
+
     def draw(self, place: Place, draws: Draws) -> Tensor | None:
         std = self._deviations(place)
         return None if std is None else draws.normal(place).mul_(std)
@@ -133,6 +138,11 @@ class Elliptical:
     def __init__(self, base: Source, degrees: float, by_tensor: bool) -> None:
         self.base, self.degrees, self._by_tensor = base, degrees, by_tensor
 
+    @property
+    def names(self) -> frozenset[str]:
+        """Parameters that it was given numbers for by name."""
+        return getattr(self.base, "names", frozenset())
+
     def draw(self, place: Place, draws: Draws) -> Tensor | None:
         noise = self.base.draw(place, draws)
         if noise is None:
@@ -157,7 +167,12 @@ class LowRank(_Stateless):
     """See `low_rank`."""
 
     def __init__(self, factors: Callable[[Place], Factors | None], joint: bool) -> None:
-        self._factors, self._joint = factors, joint
+        self._factors, self.joint = factors, joint
+
+    @property
+    def names(self) -> frozenset[str]:
+        """Parameters that it was given factors for by name."""
+        return getattr(self._factors, "names", frozenset())
 
     def draw(self, place: Place, draws: Draws) -> Tensor | None:
         found = self._factors(place)
@@ -165,7 +180,7 @@ class LowRank(_Stateless):
             return None
         directions, variances, rest = found
         noise = draws.normal(place).flatten()
-        if self._joint:
+        if self.joint:
             numbers = torch.randn(len(variances), generator=draws.shared("/directions")).to(noise)
         else:
             draw = draws.of(place, "/directions")
@@ -195,7 +210,7 @@ def gaussian(std: float | Mapping[str, Tensor | float] | Deviations) -> Gaussian
     update): a number for every coordinate (isotropic), a mapping from parameter names to a number or a tensor
     of the parameter's shape (names left out get none), or what a meter follows: `meter.std(scale=4)`.
 
-    Raises `InputError` for a negative or non-finite number.
+    Raises `InputError` for a negative or non-finite number, and at a step for a tensor of another shape.
     """
     return Gaussian(_deviations(std))
 
@@ -209,11 +224,15 @@ def student_t(
 
     `kind` "iid": each coordinate by itself; norms over a large tensor then look Gaussian. "elliptical": one
     chi-squared number stretches the whole update, so its norm is heavy-tailed; "tensor": one a tensor. The
-    two elliptical kinds also take another source in place of `std`, e.g. `low_rank(...)`. A law without a
-    second moment (alpha-stable, degrees <= 2) cannot be matched in variance and is not offered.
+    two elliptical kinds also take another source in place of `std`, e.g. `low_rank(...)`; one that is joint
+    across tensors must be "elliptical". A law without a second moment (alpha-stable, degrees <= 2) cannot be
+    matched in variance and is not offered.
+
+    Raises `InputError` for degrees out of range and a kind that does not go with `std`.
     """
-    if not degrees > 2:
-        raise InputError("degrees", degrees, "must be above 2: with fewer the variance is infinite")
+    if not 2 < degrees < math.inf:
+        mend = "must be above 2 and finite: with fewer the variance is infinite"
+        raise InputError("degrees", degrees, mend)
     if kind not in ("iid", "elliptical", "tensor"):
         raise InputError("kind", kind, "must be iid, elliptical or tensor")
     given = hasattr(std, "draw")
@@ -222,6 +241,9 @@ def student_t(
             raise InputError("std", type(std).__name__, "kind iid needs standard deviations, not a source")
         return StudentT(_deviations(std), degrees)  # type: ignore[arg-type]
     base: Source = std if given else gaussian(std)  # type: ignore[assignment, arg-type]
+    if kind == "tensor" and getattr(base, "joint", False):
+        mend = "would loosen the covariance between tensors of a joint source: take elliptical"
+        raise InputError("kind", kind, mend)
     return Elliptical(base, degrees, by_tensor=kind == "tensor")
 
 
@@ -241,31 +263,64 @@ def low_rank(
     if callable(factors):
         return LowRank(factors, joint or getattr(factors, "joint", False))
     for name, (directions, variances, rest) in factors.items():
-        if directions.ndim != 2 or variances.shape != directions.shape[1:]:
-            shapes = f"U {tuple(directions.shape)}, S {tuple(variances.shape)}"
-            raise InputError(f"factors.{name}", shapes, "U must be (coordinates, r) and S (r,)")
-        if (variances < 0).any() or (torch.as_tensor(rest) < 0).any():
-            raise InputError(f"factors.{name}", "a negative variance", "S and lam must be 0 or more")
-    known = dict(factors)
+        size = torch.as_tensor(rest).shape
+        if (
+            directions.ndim != 2
+            or variances.shape != directions.shape[1:]
+            or size not in ((), directions.shape[:1])
+        ):
+            shapes = f"U {tuple(directions.shape)}, S {tuple(variances.shape)}, lam {tuple(size)}"
+            mend = "U must be (coordinates, r), S (r,) and lam a number or (coordinates,)"
+            raise InputError(f"factors.{name}", shapes, mend)
+        if not directions.isfinite().all():
+            raise InputError(f"factors.{name}", "U", "must be finite")
+        _check(f"factors.{name}", variances)
+        _check(f"factors.{name}", rest)
+    return LowRank(_NamedFactors(factors), joint)
 
-    def at(place: Place) -> Factors | None:
-        found = known.get(place.name)
-        if found is not None and len(found[0]) != place.parameter.numel():
-            mend = f"parameter has {place.parameter.numel()} coordinates"
-            raise InputError(f"factors.{place.name}", f"U of {len(found[0])} rows", mend)
+
+class _NamedDeviations:
+    """Standard deviations from a mapping."""
+
+    def __init__(self, table: Mapping[str, Tensor | float]) -> None:
+        self._table, self.names = dict(table), frozenset(table)
+
+    def __call__(self, place: Place) -> Tensor | float | None:
+        found = self._table.get(place.name)
+        if isinstance(found, Tensor) and found.ndim and found.shape != place.parameter.shape:
+            mend = f"give one number, or a tensor of the parameter's shape {tuple(place.parameter.shape)}"
+            raise InputError(f"std.{place.name}", f"of shape {tuple(found.shape)}", mend)
         return found
 
-    return LowRank(at, joint)
+
+class _NamedFactors:
+    """Factors from a mapping, in the dtype and on the device of the noise."""
+
+    def __init__(self, table: Mapping[str, Factors]) -> None:
+        self._table, self.names = dict(table), frozenset(table)
+
+    def __call__(self, place: Place) -> Factors | None:
+        found = self._table.get(place.name)
+        if found is None:
+            return None
+        parameter = place.parameter
+        if len(found[0]) != parameter.numel():
+            mend = f"parameter has {parameter.numel()} coordinates"
+            raise InputError(f"factors.{place.name}", f"U of {len(found[0])} rows", mend)
+        dtype, device = torch.promote_types(parameter.dtype, torch.float32), parameter.device
+        directions, variances, rest = found
+        rest = rest.to(device, dtype) if isinstance(rest, Tensor) else rest
+        self._table[place.name] = directions.to(device, dtype), variances.to(device, dtype), rest
+        return self._table[place.name]
 
 
 def _deviations(std: float | Mapping[str, Tensor | float] | Deviations) -> Deviations:
     if callable(std):
         return std
     if isinstance(std, Mapping):
-        table = dict(std)
-        for name, value in table.items():
+        for name, value in std.items():
             _check(f"std.{name}", value)
-        return lambda place: table.get(place.name)
+        return _NamedDeviations(std)
     _check("std", std)
     number = float(std)
     return lambda _: number

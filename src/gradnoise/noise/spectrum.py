@@ -5,6 +5,7 @@ D x D matrix and no random projection is needed.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -67,10 +68,30 @@ def _whitened(gram: Tensor, shares: Tensor) -> Tensor:
 
 
 def eigenvalues(gram: Tensor) -> list[float]:
-    """Eigenvalues of a Gram or covariance matrix as shares of its trace, largest first."""
+    """Eigenvalues of a Gram or covariance matrix as shares of its trace, largest first; nan if it is."""
+    if not gram.isfinite().all():
+        return [math.nan] * len(gram)
     found = torch.linalg.eigvalsh(gram.double().cpu()).flip(0).clamp_min(0)
     total = found.sum().item()
     return [value / total if total > 0 else math.nan for value in found.tolist()]
+
+
+def noise_reduced(shares: Sequence[float], contributions: int) -> list[float]:
+    r"""Shares of the largest eigenvalues, less what a sample of R contributions makes of all the others.
+
+    .. math:: \tilde s_j = s_j - \frac{1 - \sum_{i \le j} s_i}{R - 1 - j}, \quad j \le R - 2,
+
+    0 at least, and for j > R - 2. With more dimensions than contributions each sample eigenvalue holds an
+    equal part of what the directions not shown hold together.
+
+    Source: Yata and Aoshima, J. Multivariate Analysis 105 (2012), 193-215.
+    """
+    found, rest = [], 1.0
+    for j, share in enumerate(shares, start=1):
+        rest -= share
+        left = contributions - 1 - j
+        found.append(max(0.0, share - rest / left) if left > 0 else 0.0)
+    return found
 
 
 def unbiased(gram: Tensor) -> tuple[Tensor, Tensor]:

@@ -35,6 +35,8 @@ HELD_OUT_PARTS = 8
 BLOCKS = 2
 # Norms of contributions that the norm tail pools.
 POOLED = 1024
+# Eigenvalues of a measured update that are kept.
+LARGEST = 8
 
 Floats = tuple[float, ...]
 # Fields of the event; traces with and without P and learning-rate ratios by tensor; parts.
@@ -58,6 +60,7 @@ class Survey:
         self.threshold = options.clip
         self.counts: list[Tensor] = []
         self.overlap = math.nan
+        self.top: Floats = ()  # shares of the largest sample eigenvalues
         self.predictions = math.nan  # of a sequence, T of a language model; where the unit of F needs it
         self._population_factor = 1.0  # 1 - B/N where batches are drawn without replacement
         self._events = 0
@@ -142,11 +145,12 @@ class Survey:
         if self._needs_curvature or injections or self.rank:
             update.kept = {}
         update.squares = {} if self.follows else None
-        update.injected = {
-            place.parameter: (noise.flatten(), injection.variance(place).flatten())
-            for injection in injections
-            for place, noise in injection.added
-        }
+        for injection in injections:
+            for place, noise in injection.added:
+                part = noise.flatten(), injection.variance(place).flatten()
+                before = update.injected.get(place.parameter)
+                both = part if before is None else (before[0] + part[0], before[1] + part[1])
+                update.injected[place.parameter] = both
         if self._norms is not None:
             found = self._measure_norms(update, norm)
         else:
@@ -157,7 +161,9 @@ class Survey:
         event, by_tensor, shares = found
         if self._needs_curvature:
             self._measure_curvature(update, listener, step, event)
-        self.p = {m.parameter: self._p(update, m) for m in self._members} if injections else {}
+        self.p = {}
+        if injections and is_diagonal(self._optimizer):
+            self.p = {m.parameter: self._p(update, m) for m in self._members}
         self._events += 1
         batch, tokens = self._amounts(update, listener)
         event |= {
@@ -427,7 +433,8 @@ class Survey:
         trace, trace_c = statistics.trace(), statistics.trace_c()
         signal, covariance = statistics.signal()
         plain, covariance_c = statistics.signal_plain()
-        shape = spectrum(statistics.grams, shares=statistics.shares)
+        shape = spectrum(statistics.grams, LARGEST, statistics.shares)
+        self.top = shape.top
         found = self._tails(update, statistics, shape.effective_rank.value)
         if statistics.sketch is not None and self._sketch is not None:
             self.overlap, _ = self._sketch.update(statistics.sketch)
@@ -503,7 +510,16 @@ class Survey:
     def _p(self, update: Update, member: Member) -> Tensor:
         """P of a whole parameter, flat."""
         kept = (update.kept or {}).get(member.parameter)
-        return update.preconditioner(member)() if kept is None else kept
+        return update.preconditioner(member)() if kept is None else kept.flatten()
+
+    def p_of(self, member: Member) -> Tensor:
+        """P of the last measured update, flat; as it is now if it was not kept, nan if it is not known."""
+        if member.parameter not in self.p:
+            update = Update(self._optimizer, self._members)
+            known = is_diagonal(self._optimizer)
+            nothing = torch.full_like(member.parameter, math.nan).flatten()
+            self.p[member.parameter] = update.preconditioner(member)() if known else nothing
+        return self.p[member.parameter]
 
     def _follow(self, update: Update, statistics: Statistics, rows: Rows) -> None:
         """Keep C/B as it entered the step: after clipping."""
@@ -517,6 +533,8 @@ class Survey:
                 squares = torch.zeros(m.parameter.numel(), device=m.parameter.device)
             diagonal[m.name] = update.total(squares).view_as(m.parameter) * scale
         if self.rank:
+            if self.estimator != "micro":
+                raise InputError("factors", self.estimator, "needs two or more backward() calls an update")
             p = {m.name: self._p(update, m) for m in self._members}
             directions = principal(update, rows, statistics.shares, p, self.rank, math.sqrt(scale))
         self.covariance = Covariance(diagonal, directions)
@@ -567,6 +585,7 @@ class Survey:
             "overlap": self.overlap,
             "predictions": self.predictions,
             "sketch": None if self._sketch is None else self._sketch.covariance.clone(),
+            "p": {m.name: self.p[m.parameter].clone() for m in self._members if m.parameter in self.p},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -577,6 +596,7 @@ class Survey:
         self.overlap, self.predictions = state["overlap"], state["predictions"]
         if self._sketch is not None and state["sketch"] is not None:
             self._sketch.covariance = state["sketch"].clone()
+        self.p = {m.parameter: state["p"][m.name].clone() for m in self._members if m.name in state["p"]}
 
 
 _SCALED = (

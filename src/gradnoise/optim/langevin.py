@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from gradnoise.base.errors import InputError
-from gradnoise.noise.injection import Injection
+from gradnoise.noise.injection import Injection, injections_of
 from gradnoise.noise.sources import Place, Source
 
 Schedule = float | Callable[[int], float]
@@ -24,7 +24,8 @@ class Langevin(Injection):
 
     `settings`, by name: a number or a function of the update (from 1). They are kept in every parameter group
     as plain floats, so a scheduler may write them (a number) or they are written before each update (a
-    function). `temperature` is one of them; in units of the loss.
+    function). `temperature` is one of them; in units of the loss. `keys`: their names there; those of the
+    `number`-th noise on an optimizer end in "_2", "_3", ...
     """
 
     def __init__(
@@ -39,15 +40,25 @@ class Langevin(Injection):
         metric: float = 1.0,
         limit: float = math.inf,
     ) -> None:
+        before = [noise.number for noise in injections_of(optimizer) if isinstance(noise, Langevin)]
+        self.number: int = max(before, default=0) + 1
+        self.keys = {name: name if self.number == 1 else f"{name}_{self.number}" for name in settings}
         super().__init__(
             optimizer, source, "post", model=model, layers=layers, seed=seed, metric=metric, limit=limit
         )
         self._settings = dict(settings)
         self._write(1)
 
+    def remove(self) -> None:
+        """Detach: later updates get no noise, and the parameter groups are without its settings."""
+        super().remove()
+        for group in self.optimizer.param_groups:
+            for key in self.keys.values():
+                group.pop(key, None)
+
     def setting(self, name: str, group: int) -> float:
         """A setting as the parameter group has it now."""
-        kept = self.optimizer.param_groups[group].get(name)
+        kept = self.optimizer.param_groups[group].get(self.keys[name])
         if kept is None:  # the groups were loaded from a checkpoint without it
             given = self._settings[name]
             kept = given(max(self.step, 1)) if callable(given) else given
@@ -60,9 +71,9 @@ class Langevin(Injection):
         for group in self.optimizer.param_groups:
             for name, given in self._settings.items():
                 if callable(given):
-                    group[name] = float(given(update))
+                    group[self.keys[name]] = float(given(update))
                 else:
-                    group.setdefault(name, float(given))
+                    group.setdefault(self.keys[name], float(given))
 
     def _before(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._write(self.step + 1)

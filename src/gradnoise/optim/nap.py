@@ -13,7 +13,7 @@ whose noise has covariance P and whose stationary law is Gibbs'; this one's is n
 import inspect
 import math
 from collections.abc import Callable, Hashable, Mapping
-from fnmatch import fnmatchcase
+from glob import escape
 from typing import Any, Literal, get_args
 
 import torch
@@ -47,6 +47,11 @@ LARGEST = 100_000
 EVERY = 100
 
 
+def _often_at_first(step: int) -> bool:
+    """Updates 1, 2, 4, ..., 64, then one in `EVERY`: P of a young second moment changes fast."""
+    return step % EVERY == 1 or (step < EVERY and step.bit_count() == 1)
+
+
 def align_noise(
     optimizer: Optimizer,
     model: nn.Module,
@@ -76,7 +81,8 @@ def align_noise(
     - `temperature`: a number or a function of the update (from 1), kept as a float in the parameter groups,
       where schedulers may write it. `mode` "relative": injected over intrinsic exposure, unitless, portable
       over model sizes; read by the `meter` (the one that is attached, else one of its own, every 100
-      updates), so before its first reading nothing is injected. "absolute": T itself, in units of the loss.
+      updates, at first more often), so before its first reading nothing is injected. "absolute": T itself, in
+      units of the loss.
     - `alignment`: from 0 (isotropic) to 1, likewise; the trace, so the power, stays what it is.
     - `target`: "features", "tasks" (see `optim.targets`), or a function of (layer's name, layer) giving
       (U, S, lam) of the input side, or a mapping of "in", "out" or "whole" to that.
@@ -84,11 +90,13 @@ def align_noise(
       coordinates of all its weights, across layers. The latter two need target "tasks" or your own, and at
       most 100000 coordinates. A mapping from pattern to structure mixes them, e.g.
       {"head": "vec", "*": "kronecker"}.
-    - `rank` r: memory is r (inputs + outputs) numbers a matrix. `explained` below 1: r is the most, and
-      adapts to keep that share of the trace. `sketch_every`: updates between two of the sketch; `half_life`
-      in its updates. `spectrum` "reversed" and "random" are controls of equal power.
+    - `rank` r: memory is r (inputs + outputs) numbers a matrix; target "tasks" holds on to one gradient more,
+      or one a label, during updates of the sketch. `explained` below 1: r is the most, and adapts to keep
+      that share of the trace. `sketch_every`: updates between two of the sketch; `half_life` in its updates.
+      `spectrum` "reversed" and "random" are controls of equal power.
     - `limit`: P counts at most this times that of a coordinate whose 1/P is its tensor's root mean square.
-      Under Adam the P of a coordinate that gets no gradient is 1/eps = 1e8, and all noise would go there.
+      Under Adam the P of a coordinate that gets no gradient is 1/eps = 1e8, and all noise would go there. A
+      weight whose gradient is 0 throughout, or None, gets no noise.
     - `seed`: draws are keyed by (seed, update, weight's name), the same on every rank; under
       DistributedDataParallel (or with `process_group`) sketches are summed over ranks.
 
@@ -140,6 +148,10 @@ class Alignment(Langevin):
         limit: float,
         process_group: "dist.ProcessGroup | None",
     ) -> None:
+        if not (callable(temperature) or 0 <= temperature < math.inf):
+            raise InputError("temperature", temperature, "must be 0 or more, and finite")
+        if not (callable(alignment) or 0 <= alignment <= 1):
+            raise InputError("alignment", alignment, "must be from 0 (isotropic) to 1")
         if mode not in get_args(Mode):
             raise InputError("mode", mode, "must be relative or absolute")
         if not limit > 0:
@@ -148,6 +160,8 @@ class Alignment(Langevin):
             raise InputError("sketch_every", sketch_every, "must be at least 1 update")
         if not callable(target) and target not in ("features", "tasks"):
             raise InputError("target", target, "must be features, tasks or a function of (name, layer)")
+        if meter is not None and meter not in meters_of(optimizer):
+            raise InputError("meter", "of another optimizer", "give exposure(model, optimizer) of this one")
         self._model, self._group = model, process_group
         if isinstance(model, DistributedDataParallel):
             self._model, self._group = model.module, model.process_group
@@ -160,23 +174,21 @@ class Alignment(Langevin):
             return Sketch(dimension, most, half_life, seed, name, device, explained=share, spectrum=spectrum)
 
         self.shapes = _shapes(weights, target, structure, sketch)
-        self._feed: Features | Tasks | None = None
-        if target == "features":
-            self._feed = Features(self.shapes)
-        elif target == "tasks":
-            self._feed = Tasks(self.shapes)
         # Of the last measured update: Tr(P C/B P), and Tr(P Sigma P) of what is injected.
         self._intrinsic, self._unit = 0.0, 0.0
-        names = {weight.place.name for weight in weights}
+        names = "|".join(escape(weight.place.name) for weight in weights)
         source = Shaped(self.shapes, lambda group: self.setting("alignment", group))
         settings = {"temperature": temperature, "alignment": alignment}
-        super().__init__(optimizer, source, settings, model=self._model, seed=seed, limit=limit)
-        self.places = [place for place in self.places if place.name in names]
+        super().__init__(optimizer, source, settings, model=self._model, layers=names, seed=seed, limit=limit)
+        self._feed: Features | Tasks | None = None
+        if not callable(target):
+            self._feed = Features(self.shapes) if target == "features" else Tasks(self.shapes)
         self._meter, self._own_meter = meter, False
         if mode == "relative" and meter is None and (callable(temperature) or temperature > 0):
-            attached = meters_of(optimizer)
-            self._own_meter = not attached
-            self._meter = attached[0] if attached else exposure(model, optimizer, EVERY)
+            self._own_meter = not meters_of(optimizer)
+            if self._own_meter:
+                exposure(model, optimizer, _often_at_first, process_group=process_group)
+            self._meter = meters_of(optimizer)[0]
         if self._meter is not None:
             self._meter.after.append(self._refer)
         self._listen()
@@ -194,7 +206,7 @@ class Alignment(Langevin):
             self._feed.remove()
         if self._meter is not None and self._refer in self._meter.after:
             self._meter.after.remove(self._refer)
-            if self._own_meter:
+            if self._own_meter and not self._meter.after:
                 self._meter.remove()
 
     def state_dict(self) -> dict[str, Any]:
@@ -211,6 +223,8 @@ class Alignment(Langevin):
         self._intrinsic, self._unit = state["intrinsic"], state["unit"]
         if self._own_meter and self._meter is not None and state["meter"] is not None:
             self._meter.load_state_dict(state["meter"])
+        if self._feed is not None:
+            self._feed.forget()
         self._listen()
 
     # The sketches.
@@ -220,28 +234,33 @@ class Alignment(Langevin):
         if self._feed is not None:
             self._feed.due = self.step % self._every == 0
 
-    def _before(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        super()._before(optimizer, args, kwargs)
-        if self._under_way and self._feed is not None and self._feed.due:
-            self._sketch(self._feed)
-
     @torch.no_grad()
     def _sketch(self, feed: Features | Tasks) -> None:
         found = feed.collect()
         sketches = [sketch for shape in self.shapes for sketch in shape.sketches.values()]
+        missed = [sketch for sketch in sketches if sketch not in found]
         if self._group is not None:
-            size = torch.zeros
-            products = [found.get(s, size(s.basis.numel() + 2).to(s.basis)) for s in sketches]
+            nothing = [sketch.basis.new_zeros(sketch.basis.numel() + 2) for sketch in sketches]
+            products = [found.get(sketch, none) for sketch, none in zip(sketches, nothing, strict=True)]
             flat = torch.cat(products)
             dist.all_reduce(flat, group=self._group)
             parts = torch.split(flat, [len(part) for part in products])
             found = dict(zip(sketches, parts, strict=True))
+            missed = [sketch for sketch in missed if not found[sketch][-1] > 0]
+        if isinstance(feed, Features):
+            feed.warn(missed)
         for sketch in sketches:
             if sketch in found:
                 sketch.update(found[sketch])
 
     def settle(self) -> None:
+        """Finish the update just made: update the sketches with it if they are due, then add the noise."""
         under_way = self._under_way
+        if self._feed is not None and self._feed.due:
+            if under_way:
+                self._sketch(self._feed)
+            else:
+                self._feed.forget()  # a GradScaler skips this update
         super().settle()
         if under_way:
             self._listen()
@@ -265,15 +284,26 @@ class Alignment(Langevin):
         return float(self.optimizer.param_groups[place.group]["lr"]) * self._filter(place).total
 
     def unit(self, place: Place, p: Tensor, ratio: float) -> tuple[float, float]:
+        gradient = place.parameter.grad
+        if gradient is None or not gradient.any():
+            return 0.0, 0.0
         return super().unit(place, p, ratio if self._mode == "absolute" else 1.0)
+
+    def _displace(self, place: Place, noise: Tensor) -> None:
+        """As of any injection, but no noise where the gradient is 0 throughout: P may be 1/eps there."""
+        gradient = place.parameter.grad
+        assert gradient is not None
+        super()._displace(place, noise.mul_(gradient.any()))
 
     def _refer(self) -> None:
         """After a measured update: what relative temperature is relative to, and what unit power injects."""
         meter = self._meter
         assert meter is not None
         channels = {self.channel(place) for place in self.places}
-        self._intrinsic = meter.trace
-        self._unit = sum(meter.unit(self, channel) for channel in sorted(channels))
+        unit = sum(meter.unit(self, channel) for channel in sorted(channels))
+        # What is no number (a run that diverges) is nothing to be relative to: the last reading stays.
+        if 0 <= meter.trace < math.inf and unit < math.inf:
+            self._intrinsic, self._unit = meter.trace, unit
 
 
 class NAP(AdamW):
@@ -290,6 +320,9 @@ class NAP(AdamW):
     def __init__(
         self, model: nn.Module, lr: float | Tensor = 1e-3, *, params: Any = None, **options: Any
     ) -> None:
+        if not isinstance(model, nn.Module):
+            mend = "give the model itself, and parameter groups as params="
+            raise InputError("model", type(model).__name__, mend)
         names = set(inspect.signature(align_noise).parameters) - {"optimizer", "model"}
         own = {name: options.pop(name) for name in names & set(options)}
         super().__init__(model.parameters() if params is None else params, lr=lr, **options)
@@ -304,38 +337,42 @@ class NAP(AdamW):
         """Take over a state of NAP, or of AdamW."""
         own = {name: value for name, value in state_dict.items() if name != "noise"}
         super().load_state_dict(own)
-        if "noise" in state_dict:
+        if "noise" in state_dict and hasattr(self, "noise"):
             self.noise.load_state_dict(state_dict["noise"])
 
 
 def weights_of(optimizer: Optimizer, model: nn.Module, layers: str) -> list[Weight]:
-    """The weights of the optimizer in Linear layers (and Conv1D) that the patterns match.
+    """The weights of the optimizer in Linear layers (and Conv1D) that the patterns match, tied ones once.
 
-    Embeddings, norms and biases under a matching pattern are passed over. Raises `InputError` naming a
-    matched layer of another kind that has parameters of its own, and a pattern that matches no weight.
+    Embeddings, norms and biases under a matching pattern are passed over, and with "*" every other layer.
+    Raises `InputError` naming a layer of unknown kind with matrices of its own that a narrower pattern
+    matches, and a pattern that matches no weight.
     """
     place_of = {place.parameter: place for place in places_of(optimizer, model, "*")}
     found: dict[Tensor, Weight] = {}
     for pattern in layers.split("|"):
-        before = len(found)
         hit = False
         for path, layer in model.named_modules():
             path = path.replace("_orig_mod.", "")
             own = [p for p in layer.parameters(recurse=False) if p in place_of]
-            if not own or not (matches(f"{path}.weight", pattern) or fnmatchcase(path, pattern)):
+            if not own or not matches(f"{path}.weight", pattern):
                 continue
             kind = kind_of(layer)
             if kind in ("linear", "conv1d"):
-                hit = True
                 weight = layer.weight
-                if weight in place_of and weight not in found:
-                    found[weight] = Weight(place_of[weight], path, layer, kind == "linear")
-            elif kind is None and any(p.ndim > 1 for p in own):
+                if weight not in place_of:
+                    continue
+                hit = True
+                known = found.setdefault(weight, Weight(place_of[weight], path, [], kind == "linear"))
+                if layer not in known.layers:
+                    known.layers.append(layer)
+            elif pattern != "*" and kind is None and any(p.ndim > 1 for p in own):
                 name = f"{path} ({type(layer).__name__})"
                 raise InputError("layers", name, "is no Linear layer: name in layers= those that are")
-        if not hit and len(found) == before:
+        if not hit:
             some = [path for path, layer in model.named_modules() if kind_of(layer) == "linear"][:4]
-            raise InputError("layers", pattern, f"matches no Linear layer; there are {', '.join(some)}, ...")
+            mend = f"matches no Linear layer that is trained; there are {', '.join(some)}, ..."
+            raise InputError("layers", pattern, mend)
     return list(found.values())
 
 
@@ -347,6 +384,10 @@ def _shapes(
 ) -> list[Shape]:
     """One shape a weight, and one for all weights whose structure is "joint"."""
     table = {"*": structure} if isinstance(structure, str) else dict(structure)
+    for pattern in table:
+        if pattern != "*" and not any(matches(weight.place.name, pattern) for weight in weights):
+            some = ", ".join(weight.path for weight in weights[:4])
+            raise InputError("structure", pattern, f"matches none of the layers: {some}, ...")
     shapes: list[Shape] = []
     joint: list[Weight] = []
     for weight in weights:
@@ -369,12 +410,8 @@ def _kronecker(weight: Weight, target: Target, sketch: Making) -> Kronecker:
     shape = Kronecker(weight)
     sides = {"left": rows, "right": columns}
     if callable(target):
-        given = target(weight.path, weight.layer)
-        given = given if isinstance(given, Mapping) else {"in": given}
-        if not given or set(given) - {"in", "out"}:
-            raise InputError(f"target of {weight.path}", sorted(given), 'must name "in", "out" or both')
         other = "left" if weight.inputs_are_columns else "right"
-        for name, known in given.items():
+        for name, known in _given(target, weight, "in", "out").items():
             side = weight.input_side if name == "in" else other
             found = _known(f"{weight.path} {name}", known, sides[side], sketch)
             setattr(shape, side, found)
@@ -396,20 +433,39 @@ def _whole(weights: list[Weight], target: Target, sketch: Making) -> Whole:
         raise InputError("target", target, "has no covariance over whole weights: take tasks or your own")
     if not callable(target):
         return Whole(weights, sketch(dimension, names + "/whole"))
-    given = [target(weight.path, weight.layer) for weight in weights]
-    parts = [known["whole"] if isinstance(known, Mapping) else known for known in given]
-    tall = (torch.cat([directions for directions, _, _ in parts]), parts[0][1], parts[0][2])
+    parts = [_given(target, weight, "whole")["whole"] for weight in weights]
+    _, variances, rest = parts[0]
+    if any(not torch.equal(part[1], variances) or part[2] != rest for part in parts):
+        raise InputError(
+            f"target of {names}", "several S or lam", "weights that share a covariance share both"
+        )
+    tall = (torch.cat([part[0] for part in parts]), variances, rest)
     return Whole(weights, _known(names, tall, dimension, sketch))
+
+
+def _given(target: Custom, weight: Weight, *sides: str) -> dict[str, Known]:
+    """What the caller's function gives for a layer, by side; one alone is for the first of them."""
+    known = target(weight.path, weight.layers[0])
+    given = dict(known) if isinstance(known, Mapping) else {sides[0]: known}
+    if not given or set(given) - set(sides):
+        names = " or ".join(f'"{side}"' for side in sides)
+        raise InputError(f"target of {weight.path}", sorted(given), f"must be for {names}")
+    for value in given.values():
+        if not isinstance(value, tuple) or len(value) != 3:
+            raise InputError(f"target of {weight.path}", type(value).__name__, "must be a tuple (U, S, lam)")
+    return given
 
 
 def _known(name: str, known: Known, dimension: int, sketch: Making) -> Sketch:
     """A sketch that holds U diag(S) U' + lam I, whatever the lengths of U's columns."""
     directions, variances, rest = known
-    if directions.shape != (dimension, len(variances)):
+    if directions.shape != (dimension, variances.numel()) or variances.ndim != 1:
         shapes = f"U {tuple(directions.shape)}, S {tuple(variances.shape)}"
         raise InputError(f"target of {name}", shapes, f"U must be ({dimension}, r) and S (r,)")
-    if (variances < 0).any() or not rest >= 0:
-        raise InputError(f"target of {name}", "a negative variance", "S and lam must be 0 or more")
+    total = (directions.square() @ variances).sum() + rest * dimension
+    if not (variances >= 0).all() or not rest >= 0 or not 0 < total < math.inf:
+        mend = "S and lam must be 0 or more, not all 0, and finite"
+        raise InputError(f"target of {name}", f"S {variances.tolist()[:4]}, lam {rest}", mend)
     basis, lengths, _ = torch.linalg.svd(directions * variances.sqrt(), full_matrices=False)
     sizes = lengths.square() + rest
     made = sketch(dimension, name, len(lengths))

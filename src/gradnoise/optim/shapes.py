@@ -18,14 +18,15 @@ from gradnoise.optim.sketch import Sketch
 
 @dataclass
 class Weight:
-    """A matrix that gets aligned noise: its place, its layer, and whether its columns are the layer's inputs.
+    """A matrix that gets aligned noise: its place, its layers, and whether its columns are their inputs.
 
-    They are in torch's Linear; in Hugging Face's Conv1D the rows are.
+    They are in torch's Linear; in Hugging Face's Conv1D the rows are. A tied weight has several layers, of
+    which `path` names the first.
     """
 
     place: Place
     path: str
-    layer: nn.Module
+    layers: list[nn.Module]
     inputs_are_columns: bool = True
 
     @property
@@ -62,12 +63,11 @@ class Kronecker:
 
     def variances(self, alignment: float) -> list[Tensor]:
         """The diagonal of its covariance, of the weight's shape."""
-        shape = self.weight.place.parameter.shape
         parameter = self.weight.place.parameter
         ones = torch.ones((), device=parameter.device)
         left = ones if self.left is None else self.left.variances(alignment)[:, None]
         right = ones if self.right is None else self.right.variances(alignment)
-        return [(left * right).expand(shape)]
+        return [(left * right).expand(parameter.shape)]
 
 
 @dataclass
@@ -103,8 +103,8 @@ Shape = Kronecker | Whole
 class Shaped:
     """The source of aligned noise: of unit power, variances with mean 1 in every weight.
 
-    `alignment(group)`: that of a parameter group now, from 0 (isotropic) to 1. What several weights share is
-    drawn with the first of them that is asked for in an update.
+    `alignment(group)`: that of a parameter group now, from 0 (isotropic) to 1; of weights that share a
+    covariance, their first one's group counts. They are drawn with the one that is asked for first.
     """
 
     shapes: list[Shape]
@@ -124,7 +124,7 @@ class Shaped:
         if place.name not in self._drawn:
             shape, _ = self._of[place.name]
             white = [draws.normal(weight.place) for weight in shape.weights]
-            noises = shape.colour(white, self.alignment(place.group))
+            noises = shape.colour(white, self._aligned(shape))
             self._drawn |= {
                 weight.place.name: noise for weight, noise in zip(shape.weights, noises, strict=True)
             }
@@ -132,7 +132,10 @@ class Shaped:
 
     def variance(self, place: Place) -> Tensor | None:
         shape, n = self._of[place.name]
-        return shape.variances(self.alignment(place.group))[n]
+        return shape.variances(self._aligned(shape))[n]
+
+    def _aligned(self, shape: Shape) -> float:
+        return self.alignment(shape.weights[0].place.group)
 
     def state_dict(self) -> dict[str, Any]:
         return {

@@ -86,6 +86,8 @@ class Sketch:
         self.count = torch.zeros((), dtype=torch.int64, device=device)
         self.skipped = torch.zeros_like(self.count)
         self._changed = 0
+        # The last factors that were asked for: they hold from one update to the next.
+        self._made: tuple[float, tuple[Tensor, Tensor, Tensor]] | None = None
         self._strangers = self.basis[:, :0]
         if spectrum == "random":
             self._strangers = torch.linalg.qr(self._drawn(self.rank, 1)).Q.to(self.basis)
@@ -129,6 +131,7 @@ class Sketch:
         if products.shape != (self.basis.numel() + 2,):
             mend = f"must have the shape ({self.basis.numel() + 2},): make them anew after each update"
             raise InputError("products", tuple(products.shape), mend)
+        self._made = None
         products = products.to(self.basis)
         usable = products.isfinite().all() & (products[-1] > 0)
         products = torch.where(usable, products, torch.ones_like(products))
@@ -174,7 +177,7 @@ class Sketch:
     def share(self) -> Tensor:
         """Share of the trace that the directions capture, sum S / tr; nan before the first update.
 
-        Above 1: the directions show more than there is, so the sketch holds little but sampling noise.
+        Above 1: the directions show more than there is, so part of it is sampling noise (see `factors`).
         """
         captured: Tensor = self.sizes.sum() / self.trace
         return captured
@@ -187,12 +190,18 @@ class Sketch:
                   f = a k \lambda + (1 - a)
 
         with a the `alignment`, from 0 (isotropic) to 1; S and lam count for at least `FLOOR` of their mean.
-        Isotropic where the trace is not above 0: nothing was seen.
+        Where sum S exceeds the trace, only tr of it is real and the rest is sampling noise, which says
+        nothing about directions: a is then times tr / sum S. Isotropic where the trace is not above 0.
 
         Raises `InputError` for an alignment outside of [0, 1].
         """
         if not 0 <= alignment <= 1:
             raise InputError("alignment", alignment, "must be from 0 (isotropic) to 1")
+        if self._made is None or self._made[0] != alignment:
+            self._made = alignment, self._factors(alignment)
+        return self._made[1]
+
+    def _factors(self, alignment: float) -> tuple[Tensor, Tensor, Tensor]:
         others = self.dimension - len(self.sizes)
         rest = ((self.trace - self.sizes.sum()) / max(others, 1)).clamp_min(0)
         mean = (self.sizes.sum() + others * rest) / self.dimension
@@ -205,7 +214,9 @@ class Sketch:
         known = (self.trace > 0) & (mean > 0)
         sizes, rest = (torch.where(known, gain * part, torch.ones_like(part)) for part in (sizes, rest))
         basis = self._strangers[:, : len(sizes)] if self.spectrum == "random" else self.basis
-        return basis, alignment * sizes + (1 - alignment), alignment * rest + (1 - alignment)
+        # Rounding alone may put the share above 1 by less than the floor.
+        real = alignment * ((1 + FLOOR) / self.share()).clamp(0, 1).nan_to_num(1)
+        return basis, real * sizes + (1 - real), real * rest + (1 - real)
 
     @torch.no_grad()
     def colour(self, z: Tensor, alignment: float, side: Side = "right") -> Tensor:
@@ -263,7 +274,7 @@ class Sketch:
             state[key].to(self.basis, copy=True) for key in ("basis", "sizes", "trace")
         )
         self.count, self.skipped = (torch.full_like(self.count, state[key]) for key in ("count", "skipped"))
-        self._changed = state["changed"]
+        self._changed, self._made = state["changed"], None
 
     def _exact(self) -> torch.autocast:
         # Hooks run inside of the user's autocast, which would make the products half precision.

@@ -20,6 +20,7 @@ from gradnoise.evaluation.scores import scores
 from gradnoise.models.decoder import Decoder
 from gradnoise.tasks.stream import Stream
 from gradnoise.training import checkpoint
+from gradnoise.training.conditions import trunk_noise
 from gradnoise.training.loop import Batches, Settings, State, Stretch, train
 from gradnoise.training.settings import anneal_updates, branch_points
 
@@ -91,7 +92,7 @@ def run(
             "stopped": False,
             "lost": False,
         }
-    batches = Batches(stream, device)
+    batches, noise = Batches(stream, device), trunk_noise(block, cell, seed)
     for number, (step, at) in enumerate(branch_points(block, cell), start=1):
         if number <= log["done"]:
             continue
@@ -105,6 +106,7 @@ def run(
                 step - state.step,
                 lambda _: cell.learning_rate,
                 advance,
+                noise,
             )
             _add(log, TRUNK, stretch)
             log["lost"] = stretch.diverged
@@ -126,7 +128,7 @@ def _score_branch(
     log: Log,
     advance: Callable[[int], None],
 ) -> None:
-    """Anneal a copy of the trunk linearly to learning rate 0 and log its scores."""
+    """Anneal a copy of the trunk linearly to learning rate 0, without its noise, and log its scores."""
     updates = anneal_updates(block, step)
     lost, branch = log["lost"], trunk
     if not lost:

@@ -2,7 +2,9 @@
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +13,10 @@ from torch.nn.functional import cross_entropy
 from gradnoise.noise.exposure import exposure
 from gradnoise.noise.integrals import Event, Part
 from gradnoise.tasks.stream import Stream
+from gradnoise.training.conditions import TrunkNoise
+
+# Of a part of the batch, by its number, size and device: weights of its losses, None for their plain mean.
+Weights = Callable[[int, int, torch.device], Tensor | None]
 
 # Training sequences are drawn in numbered chunks, so sequence n is the same whatever the batch size.
 CHUNK = 4096
@@ -38,13 +44,14 @@ class Batches:
 
 @dataclass
 class State:
-    """A run in progress: what training changes."""
+    """A run in progress: what training changes. `noise`: state of what is injected, empty at the start."""
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
     step: int = 0
     sum_lr: float = 0.0
     loss_hash: str = ""
+    noise: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -88,11 +95,13 @@ def train(
     updates: int,
     rate: Callable[[int], float],
     advance: Callable[[int], None],
+    noise: TrunkNoise | None = None,
 ) -> Stretch:
     """Do `updates` updates in place, the n-th at learning rate `rate(n)`, n from 0; stop on divergence.
 
     One update in `settings.every`, the first included, is made from `contributions` micro-batches of the
-    same batch and measured. Losses are looked at once per window, so plain updates wait for nothing.
+    same batch and measured. Losses are looked at once per window, so plain updates wait for nothing. `noise`
+    goes on from where `state` left it, and is detached at the end.
     """
     model, optimizer, start = state.model, state.optimizer, state.step
     meter = exposure(
@@ -103,6 +112,9 @@ def train(
         curvature=None if settings.curvature_every is None else "mc_fisher",
         curvature_every=settings.curvature_every or 1,
     )
+    injection = None if noise is None else noise.attach(model, optimizer, meter, settings.every)
+    if injection is not None and state.noise:
+        injection.load_state_dict(state.noise)
     parameters = list(model.parameters())
     windows: list[Window] = []
     losses: list[Tensor] = []
@@ -111,7 +123,9 @@ def train(
         now = rate(n)
         for group in optimizer.param_groups:
             group["lr"] = now
-        losses.append(_backward(model, inputs, targets, settings.contributions if meter.due else 1))
+        weights = None if noise is None else partial(noise.weights, state.step + 1)
+        parts = settings.contributions if meter.due else 1
+        losses.append(_backward(model, inputs, targets, parts, weights))
         meter.observe(losses[-1])
         if settings.clip is not None:
             meter.clip_grad_norm_(settings.clip)
@@ -128,6 +142,9 @@ def train(
             if windows[-1].loss is None:
                 break
     meter.remove()
+    if injection is not None:
+        state.noise = injection.state_dict()
+        injection.remove()
     # From the first number that is not finite on, the run is lost and its noise has no meaning.
     finite = [event for event in meter.events if _finite(event)]
     lost = min((event.step for event in meter.events if not _finite(event)), default=None)
@@ -143,18 +160,34 @@ def train(
     )
 
 
-def _backward(model: nn.Module, inputs: Tensor, targets: Tensor, parts: int) -> Tensor:
-    """Accumulate the gradient of the batch's mean loss from `parts` micro-batches; return that loss."""
+def _backward(
+    model: nn.Module, inputs: Tensor, targets: Tensor, parts: int, weights: Weights | None
+) -> Tensor:
+    """Accumulate the gradient of the batch's loss from `parts` micro-batches; return the unweighted loss."""
     if parts == 1:
-        loss = cross_entropy(model(inputs).flatten(0, -2), targets.flatten())
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss, minimised = _losses(model, inputs, targets, 0, weights)
+        minimised.backward()  # type: ignore[no-untyped-call]
         return loss.detach()
     total = torch.zeros((), device=inputs.device)
-    for x, y in zip(inputs.chunk(parts), targets.chunk(parts), strict=True):
-        loss = cross_entropy(model(x).flatten(0, -2), y.flatten()) / parts
-        loss.backward()  # type: ignore[no-untyped-call]
-        total += loss.detach()
+    for part, (x, y) in enumerate(zip(inputs.chunk(parts), targets.chunk(parts), strict=True)):
+        loss, minimised = _losses(model, x, y, part, weights)
+        (minimised / parts).backward()  # type: ignore[no-untyped-call]
+        total += loss.detach() / parts
     return total
+
+
+def _losses(
+    model: nn.Module, inputs: Tensor, targets: Tensor, part: int, weights: Weights | None
+) -> tuple[Tensor, Tensor]:
+    """Mean loss of a part of the batch, and what is minimised: the same, or the weighted mean."""
+    logits = model(inputs).flatten(0, -2)
+    chosen = None if weights is None else weights(part, len(inputs), inputs.device)
+    if chosen is None:
+        loss = cross_entropy(logits, targets.flatten())
+        return loss, loss
+    # One loss a sequence, because sequences are what a batch draws.
+    losses = cross_entropy(logits, targets.flatten(), reduction="none").view(len(inputs), -1).mean(1)
+    return losses.mean(), (chosen * losses).mean()
 
 
 def _window(state: State, rate: float, losses: Tensor) -> Window:

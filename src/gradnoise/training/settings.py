@@ -10,7 +10,7 @@ from gradnoise.registration.seeds import derive_seeds, run_id
 def job_settings(study: Study, block: str, cell: str, chunk: str) -> dict[str, Any]:
     """Everything in the study's settings that decides this job: what Snakemake and the record watch."""
     chosen = study.block(block)
-    settings = chosen.model_dump(mode="json", exclude={"grid", "seeds", "seeds_per_job"})
+    settings = chosen.model_dump(mode="json", exclude={"grid", "arms", "seeds", "seeds_per_job"})
     cell_settings = chosen.cell(cell).model_dump(mode="json")
     return {**settings, "cell": cell_settings, "seeds": list(chunk_seeds(chunk)), "device": study.device}
 
@@ -46,10 +46,9 @@ def run_sequences(block: Block, cell: Cell) -> int:
 
 def branch_points(block: Block, cell: Cell) -> list[tuple[int, str]]:
     """(trunk updates, what placed the branch) in order; a budget in sequences wins where both coincide."""
-    cap = block.branches.sequences[-1] // cell.batch
     points = {} if block.branches.updates is None else {block.branches.updates: "updates"}
     points |= {sequences // cell.batch: "sequences" for sequences in block.branches.sequences}
-    return sorted((step, at) for step, at in points.items() if step <= cap)
+    return sorted((step, at) for step, at in points.items() if step <= block.cap(cell))
 
 
 def anneal_updates(block: Block, trunk_updates: int) -> int:

@@ -19,6 +19,9 @@ DECAY = {
     "b256-lr0.002": 0.0003,
     "b256-lr0.008": 0.0006,
 }
+# Of the noise arms, which are not matched. A fifth of an arm's exposure is its batch's own.
+ARM_DECAY = 0.0006
+INJECTED = 0.8
 
 Rows = list[dict[str, object]]
 
@@ -55,6 +58,7 @@ def make_study_tables(
                         continue
                     amounts = _amounts(block, cell, trunk)
                     doses = _doses(cell, amounts["updates"], draw)
+                    doses["pne2_injected"] = INJECTED * doses["pne2"] if cell.noise else 0.0
                     run_scores = _scores(block_name, cell, trunk, doses["pne2"], slope, noise, draw)
                     for name, (value, stderr, unit) in run_scores.items():
                         shift = offsets[index] if unit == "accuracy" else 0.0
@@ -124,7 +128,9 @@ def _scores(
             "validation_loss": (loss, 0.004, "nats"),
             "bits_per_character": (loss / np.log(2), 0.006, "bits"),
         }
-    loss = (0.012 + 2.76 * float(np.exp(-DECAY[cell.name] * trunk))) * float(np.exp(draw.normal(0, 0.05)))
+    loss = (0.012 + 2.76 * float(np.exp(-DECAY.get(cell.name, ARM_DECAY) * trunk))) * float(
+        np.exp(draw.normal(0, 0.05))
+    )
     dose = float(np.log10(pne2)) + 2
     learned = -0.12 * float(np.log(loss / 0.05))
     means = {

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.unit.analysis.fixtures import Rows, make_study_tables, write_study_tables
+from tests.unit.analysis.fixtures import INJECTED, Rows, make_study_tables, write_study_tables
 
 from gradnoise.analysis.analyse import analyse
 from gradnoise.base import layout, tables
 from gradnoise.base.errors import InputError
+from gradnoise.base.study import load_study
 
 ROOT = Path.cwd()
 Results = dict[str, Any]
@@ -66,7 +67,7 @@ def test_it_finds_what_was_put_in(results: Results) -> None:
         "H4": "condition met",
     }
     assert results["reliability"]["reached"]
-    assert (results["flow"]["finished"], results["flow"]["analysed"]) == (32, 30)
+    assert (results["flow"]["finished"], results["flow"]["analysed"]) == (44, 30)
 
 
 def test_every_number_of_the_plan_is_reported_as_registered(results: Results) -> None:
@@ -91,14 +92,49 @@ def test_every_number_of_the_plan_is_reported_as_registered(results: Results) ->
 
 def test_cells_of_one_run_have_no_deviation(results: Results) -> None:
     sizes = {(cell["block"], cell["runs"], cell["sd"] is None) for cell in results["cells"]}
-    assert sizes == {("race", 5, False), ("text", 1, True)}
+    assert sizes == {("race", 5, False), ("race_noise", 2, False), ("text", 1, True)}
 
 
 def test_every_mean_of_a_cell_has_its_standard_error(results: Results) -> None:
     for cell in results["cells"]:
         own = {"validation_loss": 0.004, "bits_per_character": 0.006}.get(cell["score"])
-        expected = own if cell["runs"] == 1 else cell["sd"] / math.sqrt(5)
+        expected = own if cell["runs"] == 1 else cell["sd"] / math.sqrt(cell["runs"])
         assert cell["stderr"] == pytest.approx(expected, rel=1e-12), cell
+
+
+def test_arms_are_described_at_their_last_branch(results: Results, folder: Path) -> None:
+    arms = {arm["arm"]: arm for arm in results["arms"]}
+    assert list(arms) == list(load_study("quick").block("race_noise").arms)
+    scores = tables.read_table(folder / layout.scores("quick"), tables.SCORES).to_pandas()
+    exposure = tables.read_table(folder / layout.exposure("quick"), tables.EXPOSURE).to_pandas()
+    for name, arm in arms.items():
+        assert (arm["planned"], arm["finished"]) == (2, 2)
+        of = [entry["quantity"] for entry in arm["quantities"]]
+        assert of == ["icl", "iwl", "validation_loss", "log10_pne2", "share_injected"]
+        found = {entry["quantity"]: entry for entry in arm["quantities"]}
+        own = scores[(scores.cell == name) & (scores.branch == 2) & (scores.score == "icl")].value
+        assert found["icl"]["mean"] == pytest.approx(own.mean())
+        assert found["icl"]["stderr"] == pytest.approx(abs(own.iloc[0] - own.iloc[1]) / 2)
+        doses = exposure[(exposure.cell == name) & (exposure.branch == 2) & (exposure.definition == "pne2")]
+        logs = [math.log10(dose) for dose in doses.value]
+        assert found["log10_pne2"]["mean"] == pytest.approx(sum(logs) / 2)
+        assert found["share_injected"]["mean"] == pytest.approx(INJECTED)
+    assert arms["reweight-b16"]["noise"] == {"kind": "reweight", "to_batch": 16}
+
+
+def test_an_arm_whose_runs_all_diverged_is_still_listed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scores, exposure = new_study(tmp_path)
+    for row in scores:
+        if (row["cell"], row["seed_index"]) in {("after-x4", 0), ("before-x4", 0), ("before-x4", 1)}:
+            diverge(row)
+    write_study_tables(tmp_path, scores, exposure)
+    arms = {arm["arm"]: arm for arm in analysed(tmp_path, monkeypatch)["arms"]}
+    assert [arms[name]["finished"] for name in ("before-x4", "after-x4", "nap-aligned")] == [0, 1, 2]
+    assert {(entry["mean"], entry["stderr"]) for entry in arms["before-x4"]["quantities"]} == {(None, None)}
+    assert all(entry["mean"] is not None for entry in arms["after-x4"]["quantities"])
+    assert {entry["stderr"] for entry in arms["after-x4"]["quantities"]} == {None}
 
 
 def test_nothing_of_a_rehearsal_sounds_like_a_verdict(folder: Path, results: Results) -> None:
@@ -157,9 +193,9 @@ def diverge(row: Results) -> None:
 @pytest.mark.parametrize(
     ("lost", "started", "finished", "seeds"),
     [
-        pytest.param(lambda row: row["seed_index"] > 1, 32, 14, 2, id="three seeds diverge"),
-        pytest.param(lambda row: row["block"] == "race", 32, 2, 0, id="every run of the block diverges"),
-        pytest.param(lambda row: True, 32, 0, 0, id="every run of the study diverges"),
+        pytest.param(lambda row: row["seed_index"] > 1, 44, 26, 2, id="three seeds diverge"),
+        pytest.param(lambda row: row["block"] == "race", 44, 14, 0, id="every run of the block diverges"),
+        pytest.param(lambda row: True, 44, 0, 0, id="every run of the study diverges"),
     ],
 )
 def test_too_few_seeds_decide_nothing(
@@ -200,7 +236,7 @@ def test_a_cell_that_never_learns_stops_the_tests_that_need_it_and_is_counted(
     assert tests["icl-slope"]["runs"] == 25
     assert tests["icl-slope-updates"]["runs"] == 30
     assert by_id(results["hypotheses"])["H1"]["outcome"] == "undecided"
-    assert (results["flow"]["finished"], results["flow"]["matched"]) == (32, 25)
+    assert (results["flow"]["finished"], results["flow"]["matched"]) == (44, 25)
 
 
 def test_a_run_without_measurable_exposure_is_excluded_and_counted(

@@ -155,6 +155,7 @@ def make_results(flow: Rows, label: str) -> dict[str, Any]:
             "reached": True,
         },
         "cells": _cells(),
+        "arms": _arms(),
         "flow": {s: sum(row["runs"] for row in flow if row["stage"] == s) for s in STAGES},
     }
 
@@ -238,6 +239,31 @@ def _cells() -> Rows:
         }
         for block, batch, rate in cells
         for score, unit, mean in scores[block]
+    ]
+
+
+def _arms() -> Rows:
+    """Two arms; of the second one no run finished."""
+    numbers = {"icl": ("accuracy", 0.4242, 0.0212), "share_injected": ("", 0.8123, 0.0034)}
+    noises = {
+        "after-x4": {"kind": "inject", "scale": 4.0, "where": "post"},
+        "reweight-b16": {"kind": "reweight", "to_batch": 16},
+    }
+    return [
+        {
+            "block": "race_noise",
+            "arm": arm,
+            "noise": noise,
+            "branch": "last",
+            "planned": 2,
+            "finished": 2 if arm == "after-x4" else 0,
+            "quantities": [
+                {"quantity": name, "unit": unit}
+                | ({"mean": mean, "stderr": se} if arm == "after-x4" else {"mean": None, "stderr": None})
+                for name, (unit, mean, se) in numbers.items()
+            ],
+        }
+        for arm, noise in noises.items()
     ]
 
 

@@ -179,15 +179,18 @@ def test_the_open_interval_counts_and_reading_it_does_not_close_it() -> None:
 
 
 def test_every_definition_is_the_sum_that_it_says() -> None:
-    events = [event(), event(step=2, sum_lr=0.3, sum_lr2=0.05, sum_lr2_c=0.06, log_retention=math.log(0.25))]
+    injected = {"injected_pne": 0.7, "injected_pne2": 0.8, "injected_ne": 0.9}
+    late = {"step": 2, "sum_lr": 0.3, "sum_lr2": 0.05, "sum_lr2_c": 0.06, "log_retention": math.log(0.25)}
+    events = [event(**injected), event(**late)]
     found = integrate(events)
     expected = {
-        "pne": 0.1 * 4 + 0.3 * 4,
-        "pne2": 0.01 * 4 + 0.05 * 4,
-        "ne": 0.01 * 3 + 0.06 * 3,
-        "retained": 0.25 * 0.01 * 4 + 0.05 * 4,
-        "pne_effective": 0.1 * 2 + 0.3 * 2,
-        "pne2_effective": 0.01 * 2 + 0.05 * 2,
+        "pne": 0.1 * 4 + 0.7 + 0.3 * 4,
+        "pne2": 0.01 * 4 + 0.8 + 0.05 * 4,
+        "ne": 0.01 * 3 + 0.9 + 0.06 * 3,
+        "retained": 0.25 * (0.01 * 4 + 0.8) + 0.05 * 4,
+        "pne_effective": 0.1 * 2 + 0.7 + 0.3 * 2,
+        "pne2_effective": 0.01 * 2 + 0.8 + 0.05 * 2,
+        "pne2_injected": 0.8,
     }
     assert set(expected) == set(DEFINITIONS) - {"pne_star"}
     assert {name: found[name].value for name in expected} == pytest.approx(expected, rel=1e-12)

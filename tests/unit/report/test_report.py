@@ -77,10 +77,22 @@ def test_every_result_is_on_the_page(rendered: Path) -> None:
     assert "0.712 (0.012) 0.0151 (0.012) 5" in text
     assert "2.05 (s.e. 0.0041) 2.96 (s.e. 0.0041) 1" in text
     assert "validation loss across runs: 0.9713" in text
+    assert "Noise arms, descriptive" in text
+    assert "after-x4 0.424 (0.021) 0.812 (0.0034) 2 of 2" in text
+    assert "reweight-b16 – – 0 of 2" in text
+    assert "after-x4 kind inject, scale 4, where post" in text
     for spec in SPECS:
         assert f"Figure {spec.number}. {spec.title}." in text
         assert f"gradnoise trace results/quick/figures/{spec.name}.svg" in text
     assert "To rebuild everything from nothing: snakemake --config study=quick --forceall." in text
+
+
+def test_a_study_without_noise_arms_has_no_table_of_them(rendered: Path, study: Path) -> None:
+    results = _copy(rendered, study)
+    write_json(layout.results("quick"), results | {"arms": []})
+    render("quick")
+    assert "noise arms, descriptive" not in page().text.lower()
+    assert "#arms" not in page().links
 
 
 def test_all_outcomes_look_alike(rendered: Path) -> None:
