@@ -170,9 +170,9 @@ class _Heard:
 
         With K tasks, of which L have several calls h_kj (J_k of them) and M one, and means h_k, it is
 
-        .. math:: rac{1}{K-1} \sum_k (h_k - ar h)(h_k - ar h)' - rac{1}{K} \sum_{J_k > 1}
-                  \Big(rac{1}{J_k} + rac{M}{L}\Big) W_k, \quad
-                  W_k = rac{1}{J_k - 1} \sum_j (h_{kj} - h_k)(h_{kj} - h_k)'
+        .. math:: \frac{1}{K-1} \sum_k (h_k - \bar h)(h_k - \bar h)' - \frac{1}{K} \sum_{J_k > 1}
+                  \Big(\frac{1}{J_k} + \frac{M}{L}\Big) W_k, \quad
+                  W_k = \frac{1}{J_k - 1} \sum_j (h_{kj} - h_k)(h_{kj} - h_k)'
 
         without bias: the variance within is each task's own, that of a task of one call the others' mean.
         """
