@@ -409,7 +409,7 @@ class Exposure:
 
     @property
     def trace(self) -> float:
-        """Tr(P C/B P) of the last measured update; nan before the first. As `last.trace`, without the rest."""
+        """Tr(P C/B P) of the last measured update, `last.trace` without the rest; nan before the first."""
         now = self._ledger.open
         return math.nan if now is None else float(now.event["trace_pcp"])
 

@@ -14,7 +14,8 @@ is not counted.
 
 import math
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from fnmatch import fnmatchcase
 from typing import Any, Literal, get_args
 
@@ -252,25 +253,24 @@ class Injection:
         """SGD has no second moment, so there "frozen_v" and "pre" are the same."""
         return self.where == "pre" or (self.where == "frozen_v" and isinstance(self.optimizer, SGD))
 
-    def _drawn(self) -> "list[tuple[Place, Tensor]]":
+    def _drawn(self) -> Iterator[tuple[Place, Tensor]]:
         """Noise of the update under way, sqrt(power) included; none where the optimizer has no gradient."""
-        source, draws, found = self._source(self.step), Draws(self.seed, self.step), []
+        source, draws = self._source(self.step), Draws(self.seed, self.step)
         for place in self.places if source is not None else ():
             power = self._powers[self.channel(place)]
             if power == 0 or place.parameter.grad is None:
                 continue
             noise = source.draw(place, draws)  # type: ignore[union-attr]
             if noise is not None:
-                found.append((place, noise if power == 1 else noise.mul_(math.sqrt(power))))
-        self.reached = {place.parameter for place, _ in found}
-        return found
+                self.reached.add(place.parameter)
+                yield place, noise if power == 1 else noise.mul_(math.sqrt(power))
 
     @torch.no_grad()
     def _perturb(self) -> None:
         """Let the optimizer see noisy gradients; `settle` gives the clean ones back."""
         # A fused optimizer under a GradScaler unscales the gradient that it finds, in its step.
         self._scale = scale = getattr(self.optimizer, "grad_scale", None)
-        self.added = self._drawn()
+        self.added = list(self._drawn())
         attached = injections_of(self.optimizer)
         earlier = attached[: attached.index(self)]
         for place, noise in self.added:
@@ -291,14 +291,13 @@ class Injection:
             parameter.grad = gradient if self._scale is None else gradient.div_(self._scale)
         self._clean = {}
         if not self._in_gradient and any(self._powers.values()):
-            drawn = self._drawn()
-            before = self._copies(drawn)
-            for place, noise in drawn:
-                if self.where == "frozen_v":
-                    self._through_momentum(place, noise)
-                else:
-                    self._displace(place, noise)
-            self._check_rounding(before)
+            add = self._through_momentum if self.where == "frozen_v" else self._displace
+            first, rounding = not self._checked, Rounding()
+            for place, noise in self._drawn():
+                self._checked = True
+                with rounding.of(place.parameter, noise) if first else nullcontext():
+                    add(place, noise)
+            rounding.warn()
 
     def _reader(self, place: Place) -> Tensor:
         """P of the step just made, in the parameter's shape."""
@@ -341,23 +340,33 @@ class Injection:
         rate = float(group["lr"]) * self._filter(place).instant
         parameter.add_(moved.to(parameter.dtype), alpha=-rate)
 
-    def _copies(self, drawn: "list[tuple[Place, Tensor]]") -> "list[tuple[Tensor, Tensor, Tensor]]":
-        """Half-precision parameters before the first noise, and where it is: how much of it can they hold?"""
-        if self._checked or not drawn:
-            return []
-        self._checked = True
-        halves = [(place.parameter, noise) for place, noise in drawn if place.parameter.element_size() < 4]
-        return [(parameter, parameter.clone(), noise != 0) for parameter, noise in halves]
 
-    def _check_rounding(self, before: "list[tuple[Tensor, Tensor, Tensor]]") -> None:
-        same = sum(((parameter == old) & noisy).sum().item() for parameter, old, noisy in before)
-        lost = same / max(1, sum(noisy.sum().item() for _, _, noisy in before))
-        if lost > LOST:
-            kinds = ", ".join(sorted({str(p.dtype).removeprefix("torch.") for p, _, _ in before}))
+class Rounding:
+    """How much of the noise parameters in half precision are too coarse to hold."""
+
+    def __init__(self) -> None:
+        self._lost = self._all = 0
+        self._kinds: set[str] = set()
+
+    @contextmanager
+    def of(self, parameter: Tensor, noise: Tensor) -> Iterator[None]:
+        """Look at a parameter before and after noise is added to it."""
+        half = parameter.element_size() < 4
+        before, noisy = (parameter.clone(), noise != 0) if half else (parameter, noise)
+        yield
+        if half:
+            self._lost += int(((parameter == before) & noisy).sum().item())
+            self._all += int(noisy.sum().item())
+            self._kinds.add(str(parameter.dtype).removeprefix("torch."))
+
+    def warn(self) -> None:
+        """Say so if it is more than a little."""
+        if self._lost > LOST * self._all:
             warnings.warn(
-                f"injected noise: {lost:.0%} of the coordinates in {kinds} are too coarse to change by it and"
-                " the rest is rounded: keep master weights in float32",
-                stacklevel=2,
+                f"injected noise: {self._lost / self._all:.0%} of the coordinates in"
+                f" {', '.join(sorted(self._kinds))} are too coarse to change by it and the rest is rounded:"
+                " keep master weights in float32",
+                stacklevel=3,
             )
 
 

@@ -12,11 +12,12 @@ phase) what counts as spent is the run's exposure so far less the baseline's, so
 the whole run in common; injection without a baseline counts what was injected. After each measured update
 what is left is spread anew over the updates left in the window, at one trace (so in proportion to eta^2).
 
-An adaptive optimizer remembers a phase whose noise it saw (all but injection after the step): v stays large
-after it, so P is small and the run's own noise counts less than the baseline's, for about 1 / (1 - beta2)
-updates. Early in a run that takes away more exposure than the phase added. `hold` keeps the exposure at the
-baseline's after the window: the batch then goes back to the baseline's only as fast as v forgets, and the
-total comes out. Without it the batch goes back at once, and the report tells what is missing.
+An adaptive optimizer remembers a phase whose noise it saw (all but noise injected "post" or "frozen_v"): v
+stays large after it, so P is small and the run's own noise counts less than the baseline's, for about 1 / (1
+- beta2) updates. Early in a run that takes away more exposure than the phase added. `hold` keeps the exposure
+at the baseline's after the window, and the total comes out; but the small batch that it takes feeds v in
+turn, so where noise makes most of v the batch goes back slowly, or not within the run. Without it the batch
+goes back at once, and the report tells what is missing.
 """
 
 import math
@@ -319,7 +320,7 @@ class PhaseFactor(_Part):
     primes for the next interval, D the exposure wanted so far less what was had, w the sum of eta^2 over that
     interval. f answers the window's edges at once, the rest is feedback. It needs no law of the trace against
     tau: they are proportional under SGD, and under Adam at first, but hardly related any more once v has
-    caught up; any elasticity above 0 and up to 1 converges, and with less tau ends at its bound.
+    caught up. Any elasticity up to 1 converges; with too little of it tau ends at its bound.
     """
 
     def __init__(

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from gradnoise.base.errors import InputError
 from gradnoise.base.streams import generator
+from gradnoise.noise.sources import student
 
 Law = Literal["gaussian", "student_t", "bernoulli", "multinomial", "subset"]
 
@@ -98,7 +99,7 @@ def _deviations(count: int, n: int, ratio: float, law: Law, degrees: float, draw
     if law == "gaussian":
         return scale * _centred(torch.randn(shape, generator=draw, dtype=torch.float64))
     if law == "student_t":
-        return scale * _centred(_student_t(shape, degrees, draw))
+        return scale * _centred(student(shape, degrees, draw))
     if law == "bernoulli":
         kept = torch.rand(shape, generator=draw, dtype=torch.float64) * ratio < 1
         return _centred(ratio * kept.double())
@@ -115,18 +116,6 @@ def _centred(values: Tensor) -> Tensor:
     """Rows less their mean, at the variance that independent entries had before."""
     n = values.shape[-1]
     return (values - values.mean(-1, keepdim=True)) * math.sqrt(n / (n - 1))
-
-
-def _student_t(shape: tuple[int, ...], degrees: float, draw: torch.Generator) -> Tensor:
-    r"""Independent Student's t numbers scaled to variance 1; float64.
-
-    t = sqrt(nu (U^(-2/nu) - 1)) cos(2 pi V), with U and V uniform. Source: Bailey, Polar generation of random
-    variates with the t-distribution, Mathematics of Computation 62 (1994), 779-781.
-    """
-    u, v = torch.rand((2, *shape), generator=draw, dtype=torch.float64)
-    # 1 - u is never 0, and expm1 keeps the digits that many degrees would cancel.
-    squares = (degrees - 2) * torch.expm1(-2 / degrees * torch.log1p(-u))
-    return squares.sqrt() * torch.cos(2 * math.pi * v)
 
 
 def _drawn(n: int, ratio: float) -> int:

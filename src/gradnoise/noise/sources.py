@@ -10,7 +10,7 @@ every process of a distributed run, in any grouping of the parameters, and after
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -121,15 +121,21 @@ class StudentT(Gaussian):
         std = self._deviations(place)
         if std is None:
             return None
-        parameter, nu = place.parameter, self.degrees
-        # Bailey (1994): sqrt(nu (U^(-2/nu) - 1)) cos(2 pi V) is t_nu. In float64, because the 24 bits of a
-        # float32 would cut the tail that most of the variance is in.
-        u, v = torch.rand(
-            (2, *parameter.shape), generator=draws.of(place), dtype=torch.float64, device=parameter.device
-        )
-        noise: Tensor = (nu * ((1 - u).pow_(-2 / nu) - 1)).sqrt_().mul_((2 * math.pi * v).cos_())
-        dtype = torch.promote_types(parameter.dtype, torch.float32)
-        return noise.mul_(math.sqrt((nu - 2) / nu)).to(dtype).mul_(std)
+        dtype = torch.promote_types(place.parameter.dtype, torch.float32)
+        return student(place.parameter.shape, self.degrees, draws.of(place)).to(dtype).mul_(std)
+
+
+def student(shape: Sequence[int], degrees: float, draw: torch.Generator) -> Tensor:
+    r"""Independent Student's t numbers scaled to variance 1, on the generator's device; float64.
+
+    t = sqrt(nu (U^(-2/nu) - 1)) cos(2 pi V), with U and V uniform. In float64, because the 24 bits of a
+    float32 would cut the tail that most of the variance is in. Source: Bailey, Polar generation of random
+    variates with the t-distribution, Mathematics of Computation 62 (1994), 779-781.
+    """
+    u, v = torch.rand((2, *shape), generator=draw, dtype=torch.float64, device=draw.device)
+    # 1 - u is never 0, and expm1 keeps the digits that many degrees would cancel.
+    squares = (degrees - 2) * torch.expm1(-2 / degrees * torch.log1p(-u))
+    return squares.sqrt() * torch.cos(2 * math.pi * v)
 
 
 class Elliptical:

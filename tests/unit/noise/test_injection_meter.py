@@ -385,29 +385,52 @@ def test_the_jackknife_repeats_the_update_with_its_noise() -> None:
 
 
 def test_following_noise_is_scale_times_what_was_measured_last() -> None:
-    """SGD, where Tr(PNP) = Tr(N): at update t + 1 four times Tr(C/B) after clipping at t, whatever the shape."""
-    traces = {}
+    """SGD, where Tr(PNP) = Tr(N): in every shape four times Tr(C/B), after clipping, of the update before."""
     for shape in ("diagonal", "tensor", "isotropic"):
         net = model()
         optimizer = SGD(net.parameters(), lr=0.1)
         meter = exposure(net, optimizer, every=1)
-        inject(optimizer, gaussian(meter.std(scale=4, shape=shape, half_life=2)), model=net)
+        inject(optimizer, gaussian(meter.std(scale=4, shape=shape)), model=net)
         injected = []
         for n in range(6):
             step(net, optimizer, n, 4, meter)
             assert meter.last is not None
             injected.append(meter.last.injected.value)
-        events, last = meter.rows()[0], 0.0
+        events = meter.rows()[0]
         assert injected[0] == 0.0
-        for n, event in enumerate(events):
-            if n > 0:
-                assert injected[n] == pytest.approx(4 * last, rel=1e-9)
-                assert event.injected_pne2 == pytest.approx(0.01 * injected[n], rel=1e-9)
-            assert event.clip < 1
-            last = event.clip**2 * event.trace_c
-        traces[shape] = injected[1]
-    assert traces["tensor"] == pytest.approx(traces["diagonal"], rel=1e-12)
-    assert traces["isotropic"] == pytest.approx(traces["diagonal"], rel=1e-12)
+        for before, event, found in zip(events, events[1:], injected[1:], strict=False):
+            assert before.clip < 1
+            assert found == pytest.approx(4 * before.clip**2 * before.trace_c, rel=1e-9)
+            assert event.injected_pne2 == pytest.approx(0.01 * found, rel=1e-9)
+
+
+def test_following_noise_has_the_shape_of_several_measurements() -> None:
+    """In each tensor an average in which an update counts half after 2 more, at the last level."""
+    net = model()
+    optimizer = SGD(net.parameters(), lr=0.1)
+    meter = exposure(net, optimizer, every=1)
+    # At a half-life near 0 the last diagonal is all there is.
+    latest, smooth = meter.std(half_life=1e-9), meter.std(scale=4, half_life=2)
+    flatter = {shape: meter.std(scale=4, half_life=2, shape=shape) for shape in ("tensor", "isotropic")}
+    places = [Place(name, p, 0, "") for name, p in net.named_parameters()]
+    means = [torch.zeros_like(p) for p in net.parameters()]
+    for n in range(6):
+        step(net, optimizer, n)
+        sums = []
+        for k, place in enumerate(places):
+            now, found = latest(place), smooth(place)
+            assert now is not None
+            assert found is not None
+            means[k] += max(1 - 0.5**0.5, 1 / (n + 1)) * (now.square() - means[k])
+            expected = 4 * means[k] / means[k].sum() * now.square().sum()
+            torch.testing.assert_close(found.square(), expected)
+            level = flatter["tensor"](place)
+            assert level is not None
+            torch.testing.assert_close(level.square(), expected.mean())
+            sums.append(expected.sum())
+        total = torch.stack(sums).sum() / sum(p.numel() for p in net.parameters())
+        for place in places:
+            assert flatter["isotropic"](place) == pytest.approx(total.sqrt().item(), rel=1e-9)
 
 
 def test_following_factors_are_the_sample_covariance_across_layers() -> None:

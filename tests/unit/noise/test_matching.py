@@ -320,6 +320,22 @@ def test_noise_of_others_counts_as_the_runs_own() -> None:
     assert total(run.meter) == pytest.approx(total(meter), rel=0.02)
 
 
+def test_a_parameter_that_is_never_used_counts_for_nothing() -> None:
+    """Under Adam its P would be 1/eps = 1e8, and the power that follows from it nothing."""
+    reference, _ = recorded("AdamW")
+    reference = scaled(reference, 2.0)
+    net = model()
+    unused = nn.Linear(3, 3)
+    both = nn.ModuleList([net, unused])
+    optimizer = AdamW(both.parameters(), lr=5e-3, betas=(0.9, 0.99))
+    meter = exposure(both, optimizer, 1, estimator="micro", batch=64)
+    noise = inject(optimizer, gaussian(0.01), model=both, power=0.0)
+    match = follow(meter, noise, reference)
+    train(net, optimizer, range(1, 61), 64, seed=2)
+    assert total(meter) == pytest.approx(reference.exposure(1, 60).value, rel=0.03)
+    assert match.report().at_most == 0
+
+
 # --- what cannot -----------------------------------------------------------------------------------------
 
 

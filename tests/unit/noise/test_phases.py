@@ -244,7 +244,7 @@ def test_under_adam_holding_the_baseline_afterwards_keeps_the_total(way: str, ph
 
 @pytest.mark.parametrize("way", ["batch", "temperature"])
 def test_under_adam_an_early_phase_takes_away_more_than_it_gives(way: str) -> None:
-    """The second moment keeps the phase's noise, so afterwards the run's own counts less: told, not hidden."""
+    """The second moment keeps the phase's noise, so the run's own counts less after it: told, not hidden."""
     budget, total = budget_of("AdamW", "early", 0.1)
     run = Run("AdamW", budget, way, hold=False).go()
     found = run.part.report()
@@ -253,8 +253,9 @@ def test_under_adam_an_early_phase_takes_away_more_than_it_gives(way: str) -> No
     assert found.ratio.value == pytest.approx(run.total / total, rel=1e-9)
 
 
-def test_measured_now_and_then(every: int = 5) -> None:
+def test_measured_now_and_then() -> None:
     """A window of 10 measured updates leaves the error of the last one, a tenth of the window."""
+    every = 5
     budget, total = budget_of("SGD", "late", 0.5, every)
     run = Run("SGD", budget, "batch", every)
     used = []

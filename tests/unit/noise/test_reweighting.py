@@ -21,7 +21,8 @@ from gradnoise import exposure
 from gradnoise.base.errors import InputError
 from gradnoise.base.streams import generator
 from gradnoise.noise.estimators import means
-from gradnoise.noise.reweighting import Law, _deviations, _student_t, reweight
+from gradnoise.noise import sources
+from gradnoise.noise.reweighting import Law, _deviations, reweight
 
 LAWS: tuple[Law, ...] = get_args(Law)
 
@@ -210,7 +211,7 @@ def test_a_mean_over_tokens() -> None:
 @pytest.mark.parametrize("degrees", [2.1, 3.0, 5.0, 1e6])
 def test_student_t_numbers_have_their_law(degrees: float) -> None:
     """Kolmogorov and Smirnov against scipy at 100 000 numbers; in the tail at 1 in 1000 as well."""
-    values = _student_t((100_000,), degrees, draws(12)) / math.sqrt((degrees - 2) / degrees)
+    values = sources.student((100_000,), degrees, draws(12)) / math.sqrt((degrees - 2) / degrees)
     law = student(degrees)
     assert kstest(values.numpy(), law.cdf).pvalue > 1e-3
     beyond = (values.abs() > law.ppf(1 - 0.0005)).sum().item()
