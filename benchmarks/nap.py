@@ -17,7 +17,7 @@ from exposure import PARAMETERS, Case, Clock, Run, compare, timed
 from torch import nn
 
 from gradnoise import align_noise, gaussian, inject, student_t
-from gradnoise.noise.sources import Source
+from gradnoise.noise.injection.sources import Source
 from gradnoise.optim.nap import Alignment
 
 UPDATES, ROUNDS = 10, 9

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from gradnoise.noise.exposure import exposure as exposure
-    from gradnoise.noise.injection import inject as inject
-    from gradnoise.noise.reweighting import reweight as reweight
-    from gradnoise.noise.sources import gaussian as gaussian
-    from gradnoise.noise.sources import low_rank as low_rank
-    from gradnoise.noise.sources import student_t as student_t
+    from gradnoise.noise.injection.inject import inject as inject
+    from gradnoise.noise.injection.reweighting import reweight as reweight
+    from gradnoise.noise.injection.sources import gaussian as gaussian
+    from gradnoise.noise.injection.sources import low_rank as low_rank
+    from gradnoise.noise.injection.sources import student_t as student_t
     from gradnoise.optim.nap import NAP as NAP
     from gradnoise.optim.nap import align_noise as align_noise
 
@@ -20,11 +20,11 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "exposure": "gradnoise.noise.exposure",
-    "inject": "gradnoise.noise.injection",
-    "gaussian": "gradnoise.noise.sources",
-    "student_t": "gradnoise.noise.sources",
-    "low_rank": "gradnoise.noise.sources",
-    "reweight": "gradnoise.noise.reweighting",
+    "inject": "gradnoise.noise.injection.inject",
+    "gaussian": "gradnoise.noise.injection.sources",
+    "student_t": "gradnoise.noise.injection.sources",
+    "low_rank": "gradnoise.noise.injection.sources",
+    "reweight": "gradnoise.noise.injection.reweighting",
     "align_noise": "gradnoise.optim.nap",
     "NAP": "gradnoise.optim.nap",
 }

@@ -19,8 +19,9 @@ from torch.nn.utils import clip_grad_norm_
 
 from gradnoise.base.errors import InputError
 from gradnoise.noise.estimate import Estimate
-from gradnoise.noise.followed import Followed, FollowedDeviations, FollowedFactors, Shape
-from gradnoise.noise.injection import Injection, injections_of, skipped
+from gradnoise.noise.injection.account import Account
+from gradnoise.noise.injection.followed import Followed, FollowedDeviations, FollowedFactors, Shape
+from gradnoise.noise.injection.inject import Injection, injections_of, skipped
 from gradnoise.noise.integrals import Event, Part
 from gradnoise.noise.ledger import Ledger, Measurement
 from gradnoise.noise.listener import Listener
@@ -103,13 +104,8 @@ class Exposure:
         self._last: Reading | None = None
         self._last_step = 0
         self._followed: list[Followed] = []
-        # By position of the injection and channel: Tr(PNP) and Tr(N) at unit power, by tensor.
-        self._units: dict[tuple[int, str], list[tuple[float, float]]] = {}
-        self._number = {member.parameter: n for n, member in enumerate(self._members)}
-        self._names = {member.parameter: member.name for member in self._members}
-        # What `_units` are of (None: what a loaded state says), and Tr(PNP) of the update just made.
-        self._accounted: list[Injection] | None = []
-        self._injected = 0.0
+        # What injections add: traces at unit power for whoever sets their power.
+        self.account = Account(optimizer, self._members, self._survey, self._ledger)
         # Called after each measured update.
         self.after: list[Callable[[], None]] = []
         # By measured update, the shares of its largest sample eigenvalues (see `spectrum`).
@@ -184,7 +180,7 @@ class Exposure:
             math.nan if self.options.population is None else float(self.options.population),
             survey.overlap,
             self._markers,
-            self._injected,
+            self.account.injected,
             tuple(name for name, cap in self.options.caps.items() if self._in_phase(name, cap) > cap.most),
         )
 
@@ -220,7 +216,7 @@ class Exposure:
 
         Raises `InputError` where the estimator sees no diagonal ("norms", "hutchinson", `share` under 1).
         """
-        found = FollowedDeviations(scale, shape, half_life, self._names)
+        found = FollowedDeviations(scale, shape, half_life, self._names())
         self._follow(found)
         return found
 
@@ -233,10 +229,13 @@ class Exposure:
         """
         if self.options.estimator not in ("auto", "micro") or self._group is not None:
             raise InputError("factors", self.options.estimator, "needs micro-batches, in one process")
-        found = FollowedFactors(scale, rank, self._names)
+        found = FollowedFactors(scale, rank, self._names())
         self._follow(found)
         self._survey.rank = max(self._survey.rank, rank)
         return found
+
+    def _names(self) -> dict[Tensor, str]:
+        return {member.parameter: member.name for member in self._members}
 
     def _follow(self, provider: Followed) -> None:
         options = self.options
@@ -302,8 +301,7 @@ class Exposure:
             "clipped_events": self._clipped_events,
             "spent": dict(self._spent),
             "skipped": self.skipped,
-            "units": [[*key, list(found)] for key, found in self._units.items()],
-            "injected": self._injected,
+            "account": self.account.state_dict(),
             "shares": [[step, list(found)] for step, found in self.shares.items()],
         }
 
@@ -319,8 +317,7 @@ class Exposure:
         self._markers = {name: Marker(*marker) for name, marker in state["markers"].items()}
         self._clipped, self._seen, self._spent = state["clipped"], state["seen"], state["spent"]
         self._events, self._clipped_events = state["measured"], state["clipped_events"]
-        self._units = {(n, channel): [tuple(u) for u in found] for n, channel, found in state["units"]}
-        self._accounted, self._injected = None, state["injected"]
+        self.account.load_state_dict(state["account"])
         self.shares = {step: tuple(found) for step, found in state["shares"]}
         self._last = None
         self._arm()
@@ -355,57 +352,12 @@ class Exposure:
         if self.due:
             self._measure(rates)
         self._ledger.advance(rates)
-        self._injected = 0.0
-        if injections:
-            self._account(injections, [float(rate) for rate in rates])
+        if self.measured:
+            self.account.forget()
+        self.account.add(injections)
         if self.measured:
             self._inform(injections)
         self._arm()
-
-    def _account(self, injections: list[Injection], rates: list[float]) -> None:
-        """Add what was injected into the update just made to the ledger, with P of the last measured one."""
-        now, traces = self._ledger.open, []
-        if now is None:
-            return
-        if self.measured:
-            self._units = {}
-        amounts = [[0.0] * len(self._members) for _ in range(3)]
-        for injection in injections:
-            powers = injection.powers()
-            for place in injection.places:
-                n, channel = self._number.get(place.parameter), injection.channel(place)
-                if n is not None and powers.get(channel) and place.parameter in injection.reached:
-                    unit, unit_c = self._unit(injection, channel)[n]
-                    traces.append(powers[channel] * unit)
-                    rate = rates[place.group] * now.ratios[n if len(now.ratios) > 1 else 0]
-                    power = powers[channel]
-                    amounts[0][n] += rate * power * unit
-                    amounts[1][n] += rate**2 * power * unit
-                    amounts[2][n] += rate**2 * power * unit_c
-        self._injected = math.fsum(traces)
-        self._ledger.inject(amounts)
-
-    def _unit(self, injection: Injection, channel: str) -> list[tuple[float, float]]:
-        """Traces of one channel at unit power by tensor; found anew at measured updates."""
-        attached = injections_of(self._optimizer)
-        if self._accounted not in (None, attached):
-            self._units = {}  # their positions changed
-        self._accounted = list(attached)
-        key = (attached.index(injection), channel)
-        if key not in self._units:
-            found = [(0.0, 0.0)] * len(self._members)
-            place_of = {place.parameter: place for place in injection.places}
-            for n, member in enumerate(self._members):
-                place = place_of.get(member.parameter)
-                if place is not None and injection.channel(place) == channel:
-                    found[n] = injection.unit(place, self._survey.p_of(member), self._ratio(n))
-            self._units[key] = found
-        return self._units[key]
-
-    def _ratio(self, n: int) -> float:
-        now = self._ledger.open
-        assert now is not None
-        return now.ratios[n if len(now.ratios) > 1 else 0]
 
     @property
     def trace(self) -> float:
@@ -413,44 +365,16 @@ class Exposure:
         now = self._ledger.open
         return math.nan if now is None else float(now.event["trace_pcp"])
 
-    def unit(self, injection: Injection, channel: str) -> float:
-        """Tr(P N P) of an injection's channel at unit power, with P as last measured."""
-        if self._ledger.open is None:
-            raise InputError("meter", "has measured nothing yet", "make a measured update first")
-        return math.fsum(trace for trace, _ in self._unit(injection, channel))
-
-    def unit_pne2(self, injection: Injection, channel: str) -> dict[str, float]:
-        """By layer, what one update of a channel at unit power adds to `pne2`, at the last learning rates.
-
-        P as last measured. Raises `InputError` before the first measured update.
-        """
-        rates = self._ledger.last_rates
-        if not rates:
-            raise InputError("meter", "has measured nothing yet", "make a measured update first")
-        found = dict.fromkeys((member.layer for member in self._members), 0.0)
-        some = any(member.parameter.grad is not None for member in self._members)
-        for n, (unit, _) in enumerate(self._unit(injection, channel)):
-            member = self._members[n]
-            # A parameter that alone has no gradient gets no noise; under Adam its P would be 1/eps.
-            if member.parameter.grad is None and some:
-                continue
-            found[member.layer] += (rates[member.group] * self._ratio(n)) ** 2 * unit
-        return found
-
-    def forget_units(self) -> None:
-        """Find the traces of injections anew: a source was changed after a measured update."""
-        self._units = {}
-
     def _inform(self, injections: list[Injection]) -> None:
         """Pass the new covariance on: it holds from the next update."""
         covariance, self._survey.covariance = self._survey.covariance, None
         if covariance is not None:
             for provider in self._followed:
                 provider.feed(covariance)
-            if injections:
-                self._units = {}
+            self.account.forget()
         for follower in self.after:
             follower()
+        self.account.keep(injections)
 
     @torch.no_grad()
     def _measure(self, rates: tuple[Any, ...]) -> None:

@@ -17,8 +17,8 @@ from gradnoise.noise import curvature as curvatures
 from gradnoise.noise.contributions import MANY, from_examples, from_rows, principal
 from gradnoise.noise.estimate import UNKNOWN, Estimate
 from gradnoise.noise.estimators import Statistics, effective_clipped_each, effective_projected, means
-from gradnoise.noise.followed import Covariance
-from gradnoise.noise.injection import injections_of
+from gradnoise.noise.injection.followed import Covariance
+from gradnoise.noise.injection.inject import injections_of
 from gradnoise.noise.jackknife import lighter_updates
 from gradnoise.noise.ledger import Share
 from gradnoise.noise.listener import Listener
@@ -513,13 +513,12 @@ class Survey:
         return update.preconditioner(member)() if kept is None else kept.flatten()
 
     def p_of(self, member: Member) -> Tensor:
-        """P of the last measured update, flat; as it is now if it was not kept, nan if it is not known."""
-        if member.parameter not in self.p:
-            update = Update(self._optimizer, self._members)
-            known = is_diagonal(self._optimizer)
-            nothing = torch.full_like(member.parameter, math.nan).flatten()
-            self.p[member.parameter] = update.preconditioner(member)() if known else nothing
-        return self.p[member.parameter]
+        """P of the update just measured, flat; else as it is now; nan if it is not known."""
+        if member.parameter in self.p:
+            return self.p[member.parameter]
+        if not is_diagonal(self._optimizer):
+            return torch.full_like(member.parameter, math.nan).flatten()
+        return Update(self._optimizer, self._members).preconditioner(member)()
 
     def _follow(self, update: Update, statistics: Statistics, rows: Rows) -> None:
         """Keep C/B as it entered the step: after clipping."""
@@ -585,7 +584,6 @@ class Survey:
             "overlap": self.overlap,
             "predictions": self.predictions,
             "sketch": None if self._sketch is None else self._sketch.covariance.clone(),
-            "p": {m.name: self.p[m.parameter].clone() for m in self._members if m.parameter in self.p},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -596,7 +594,6 @@ class Survey:
         self.overlap, self.predictions = state["overlap"], state["predictions"]
         if self._sketch is not None and state["sketch"] is not None:
             self._sketch.covariance = state["sketch"].clone()
-        self.p = {m.parameter: state["p"][m.name].clone() for m in self._members if m.name in state["p"]}
 
 
 _SCALED = (

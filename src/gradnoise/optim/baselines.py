@@ -19,8 +19,8 @@ from torch import nn
 from torch.optim import SGD, Adam, AdamW, Optimizer, RMSprop
 
 from gradnoise.base.errors import InputError
-from gradnoise.noise.injection import Injection, inject, skipped
-from gradnoise.noise.sources import gaussian
+from gradnoise.noise.injection.inject import Injection, inject, skipped
+from gradnoise.noise.injection.sources import gaussian
 from gradnoise.optim.langevin import Langevin, Schedule
 
 

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from gradnoise.base.errors import InputError
-from gradnoise.noise.injection import Injection, injections_of
-from gradnoise.noise.sources import Place, Source
+from gradnoise.noise.injection.inject import Injection, injections_of
+from gradnoise.noise.injection.sources import Place, Source
 
 Schedule = float | Callable[[int], float]
 

@@ -25,8 +25,8 @@ from torch.optim import AdamW, Optimizer
 from gradnoise.base.errors import InputError
 from gradnoise.noise.capture import kind_of
 from gradnoise.noise.exposure import Exposure, exposure, meters_of
-from gradnoise.noise.injection import matches, places_of
-from gradnoise.noise.sources import Place
+from gradnoise.noise.injection.inject import matches, places_of
+from gradnoise.noise.injection.sources import Place
 from gradnoise.optim.langevin import Langevin, Schedule
 from gradnoise.optim.shapes import Kronecker, Shape, Shaped, Weight, Whole
 from gradnoise.optim.sketch import Sketch, Spectrum
@@ -300,7 +300,7 @@ class Alignment(Langevin):
         meter = self._meter
         assert meter is not None
         channels = {self.channel(place) for place in self.places}
-        unit = sum(meter.unit(self, channel) for channel in sorted(channels))
+        unit = sum(meter.account.unit(self, channel) for channel in sorted(channels))
         # What is no number (a run that diverges) is nothing to be relative to: the last reading stays.
         if 0 <= meter.trace < math.inf and unit < math.inf:
             self._intrinsic, self._unit = meter.trace, unit

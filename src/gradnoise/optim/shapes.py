@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gradnoise.noise.sources import Draws, Place
+from gradnoise.noise.injection.sources import Draws, Place
 from gradnoise.optim.sketch import Sketch
 
 

@@ -9,10 +9,10 @@ from torch.optim import Optimizer
 from gradnoise.base.streams import key
 from gradnoise.base.study import Block, Cell, Inject, Nap, Reweight
 from gradnoise.noise.exposure import Exposure
-from gradnoise.noise.injection import Injection, inject
-from gradnoise.noise.reweighting import reweight
+from gradnoise.noise.injection.inject import Injection, inject
+from gradnoise.noise.injection.reweighting import reweight
+from gradnoise.noise.injection.sources import Source, gaussian, low_rank, student_t
 from gradnoise.noise.schedules import window
-from gradnoise.noise.sources import Source, gaussian, low_rank, student_t
 from gradnoise.optim.nap import align_noise
 
 

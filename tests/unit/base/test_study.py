@@ -5,9 +5,9 @@ import pytest
 
 from gradnoise.base.errors import InputError
 from gradnoise.base.study import Inject, Phased, Reweight, chunk_seeds, load_study, write_schemas
-from gradnoise.noise.followed import Shape
-from gradnoise.noise.injection import Where
-from gradnoise.noise.reweighting import Law
+from gradnoise.noise.injection.followed import Shape
+from gradnoise.noise.injection.inject import Where
+from gradnoise.noise.injection.reweighting import Law
 
 QUICK = Path("config/quick.yaml").read_text()
 

@@ -12,8 +12,8 @@ from torch.nn.functional import cross_entropy
 
 from gradnoise import align_noise, exposure
 from gradnoise.base.errors import InputError
+from gradnoise.noise.injection.sources import Place
 from gradnoise.noise.schedules import ramp
-from gradnoise.noise.sources import Place
 from gradnoise.optim.nap import Alignment, Mode
 
 # --- The stationary law on a quadratic ----------------------------------------------------------------------
@@ -227,7 +227,9 @@ def test_injected_exposure_is_the_mean_squared_displacement(
     moved = watched(noise, monkeypatch)
     for _ in range(60):
         expected = (
-            2 * temperature / lr if mode == "absolute" else temperature * meter.trace / meter.unit(noise, "0")
+            2 * temperature / lr
+            if mode == "absolute"
+            else temperature * meter.trace / meter.account.unit(noise, "0")
         )
         wide_update(net, optimizer, draw)
         assert noise.powers() == {"0": pytest.approx(expected, rel=1e-9)}

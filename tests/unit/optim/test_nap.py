@@ -389,7 +389,7 @@ def test_unused_and_frozen_layers_stay_as_they_are(to_none: bool, mode: Any) -> 
         assert torch.equal(net.get_parameter(name), start[name])
     assert not torch.equal(net.a.weight, start["a.weight"])
     assert optimizer.noise.powers()["0"] > 0
-    assert all(meter.unit(optimizer.noise, "0") < 1e12 for meter in meters_of(optimizer))
+    assert all(meter.account.unit(optimizer.noise, "0") < 1e12 for meter in meters_of(optimizer))
     net.used = True
     train(net, optimizer, 2, 4)
     assert not torch.equal(net.b.weight, start["b.weight"])
@@ -501,7 +501,7 @@ def test_a_shared_meter_outlives_the_noise_that_attached_it() -> None:
     (meter,) = meters_of(optimizer)
     train(net, optimizer, 1)
     # Each is relative to the whole model's noise.
-    expected = [t * meter.trace / meter.unit(noise, "0") for noise, t in ((one, 0.5), (two, 0.25))]
+    expected = [t * meter.trace / meter.account.unit(noise, "0") for noise, t in ((one, 0.5), (two, 0.25))]
     train(net, optimizer, 1)
     assert [one.powers()["0"], two.powers()["0"]] == pytest.approx(expected, rel=1e-9)
     one.remove()

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from gradnoise import align_noise
+from gradnoise.noise.injection.sources import Draws, Place
 from gradnoise.noise.preconditioners import read
-from gradnoise.noise.sources import Draws, Place
 from gradnoise.optim.nap import Alignment
 from gradnoise.optim.shapes import Shaped
 

@@ -16,7 +16,7 @@ from gradnoise.base import layout
 from gradnoise.base.files import canonical_json
 from gradnoise.base.study import Block, Cell, Study, load_study
 from gradnoise.base.tables import NOISE_EVENTS, read_table
-from gradnoise.noise.injection import injections_of
+from gradnoise.noise.injection.inject import injections_of
 from gradnoise.noise.integrals import Event
 from gradnoise.tasks.stream import stream
 from gradnoise.training import checkpoint

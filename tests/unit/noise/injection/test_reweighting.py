@@ -21,8 +21,8 @@ from gradnoise import exposure
 from gradnoise.base.errors import InputError
 from gradnoise.base.streams import generator
 from gradnoise.noise.estimators import means
-from gradnoise.noise import sources
-from gradnoise.noise.reweighting import Law, _deviations, reweight
+from gradnoise.noise.injection import sources
+from gradnoise.noise.injection.reweighting import Law, _deviations, reweight
 
 LAWS: tuple[Law, ...] = get_args(Law)
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.optim import Adam, AdamW, Optimizer
 
 from gradnoise.base.errors import InputError
-from gradnoise.noise.injection import injections_of, skipped
+from gradnoise.noise.injection.inject import injections_of, skipped
 from gradnoise.noise.preconditioners import decoupled_decay
 
 Group = dict[str, Any]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gradnoise.base.errors import InputError
-from gradnoise.noise.sources import Factors, Place
+from gradnoise.noise.injection.sources import Factors, Place
 
 Shape = Literal["diagonal", "tensor", "isotropic"]
 # The meter's names of parameters: an injector without the model does not know them.

@@ -40,11 +40,11 @@ from torch.optim import SGD
 from gradnoise.base.errors import InputError
 from gradnoise.noise.estimate import UNKNOWN, Estimate, ratio
 from gradnoise.noise.exposure import Exposure, meters_of
-from gradnoise.noise.followed import FollowedFactors
-from gradnoise.noise.injection import Injection, injections_of
+from gradnoise.noise.injection.followed import FollowedFactors
+from gradnoise.noise.injection.inject import Injection, injections_of
 from gradnoise.noise.integrals import Event, Part, Trace
+from gradnoise.noise.matching.trajectory import WHOLE, Held, Trajectory, held
 from gradnoise.noise.spectrum import noise_reduced
-from gradnoise.noise.trajectory import WHOLE, Held, Trajectory, held
 
 By = Literal["total", "layer", "spectrum"]
 Reading = Literal["matched", "saturated", "exceeded", "undecided"]
@@ -247,7 +247,7 @@ class Matcher:
         found: dict[str, float] = dict.fromkeys(self._courses, 0.0)
         for injection in injections_of(self._noise.optimizer):
             for channel, power in injection.powers().items() if injection is not self._noise else ():
-                for layer, unit in self._meter.unit_pne2(injection, channel).items():
+                for layer, unit in self._meter.account.unit_pne2(injection, channel).items():
                     found[WHOLE] += power * unit
                     if layer in found:
                         found[layer] += power * unit
@@ -282,7 +282,9 @@ class Matcher:
         """The power that injects a trace, within its bounds; `square`: the present eta^2."""
         noise, course, count = self._noise, self._courses[key], self._meter.stride
         places = [place for place in noise.places if key in (WHOLE, place.layer)]
-        units = [self._meter.unit_pne2(noise, channel) for channel in {noise.channel(p): p for p in places}]
+        units = [
+            self._meter.account.unit_pne2(noise, channel) for channel in {noise.channel(p): p for p in places}
+        ]
         unit = math.fsum(x / square for u in units for layer, x in u.items() if key in (WHOLE, layer))
         bound = self._feedback.most
         if noise.where == "pre" and not isinstance(noise.optimizer, SGD) and unit > 0:
@@ -327,7 +329,7 @@ class Matcher:
             factors.gains = tuple(x / injected / s for x, s in zip(missing, sample, strict=False))
             left = max(0.0, 1 - math.fsum(missing) / injected)
             factors.rest_gain = left / (1 - math.fsum(sample[:rank]))
-            self._meter.forget_units()
+            self._meter.account.forget()
 
     # How well it went.
 

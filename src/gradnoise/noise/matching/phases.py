@@ -28,10 +28,10 @@ from typing import Any, Literal, get_args
 from gradnoise.base.errors import InputError
 from gradnoise.noise.estimate import UNKNOWN, Estimate, ratio
 from gradnoise.noise.exposure import Exposure
-from gradnoise.noise.injection import Injection
+from gradnoise.noise.injection.inject import Injection
 from gradnoise.noise.integrals import Event
-from gradnoise.noise.matching import Rate, check, growth, since
-from gradnoise.noise.trajectory import Trajectory, held
+from gradnoise.noise.matching.follow import Rate, check, growth, since
+from gradnoise.noise.matching.trajectory import Trajectory, held
 
 Phase = Literal["early", "middle", "late", "uniform"]
 _THIRDS = {"early": (0, 1), "middle": (1, 2), "late": (2, 3), "uniform": (0, 3)}
@@ -287,7 +287,7 @@ class PhaseNoise(_Part):
         """`pne2` of one update at unit power and the present learning rates."""
         noise = self._noise
         channels = {noise.channel(place): place for place in noise.places}
-        return math.fsum(x for ch in channels for x in self._meter.unit_pne2(noise, ch).values())
+        return math.fsum(x for ch in channels for x in self._meter.account.unit_pne2(noise, ch).values())
 
     def _weight(self, event: Event, step: int, first: int, last: int) -> float:
         """Sum of eta^2 over updates, over that of the update just made."""

@@ -11,9 +11,9 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from gradnoise import exposure, gaussian, inject
 from gradnoise.base.errors import InputError
-from gradnoise.noise.drift import DriftMatch, borrow_second_moment
+from gradnoise.noise.injection.sources import Draws
+from gradnoise.noise.matching.drift import DriftMatch, borrow_second_moment
 from gradnoise.noise.preconditioners import preconditioner
-from gradnoise.noise.sources import Draws
 
 BETAS = (0.8, 0.95)
 EPS = 1e-3

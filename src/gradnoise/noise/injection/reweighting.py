@@ -24,7 +24,7 @@ from torch import Tensor
 
 from gradnoise.base.errors import InputError
 from gradnoise.base.streams import generator
-from gradnoise.noise.sources import student
+from gradnoise.noise.injection.sources import student
 
 Law = Literal["gaussian", "student_t", "bernoulli", "multinomial", "subset"]
 

@@ -17,11 +17,11 @@ from gradnoise import exposure, gaussian, inject, low_rank
 from gradnoise.base.errors import InputError
 from gradnoise.noise.estimate import Estimate
 from gradnoise.noise.exposure import Exposure
-from gradnoise.noise.injection import Injection
-from gradnoise.noise.matching import By, follow, read_ratio
-from gradnoise.noise.sources import Draws
+from gradnoise.noise.injection.inject import Injection
+from gradnoise.noise.injection.sources import Draws
+from gradnoise.noise.matching.follow import By, follow, read_ratio
+from gradnoise.noise.matching.trajectory import Curve, Held, Trajectory
 from gradnoise.noise.spectrum import eigenvalues, noise_reduced
-from gradnoise.noise.trajectory import Curve, Held, Trajectory
 
 PARTS = 8
 TRUTH = torch.randn(8, 4, generator=torch.Generator().manual_seed(9))

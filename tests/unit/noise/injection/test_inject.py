@@ -16,9 +16,9 @@ from torch.optim import SGD, Adafactor, Adam, AdamW, Muon, Optimizer, RMSprop
 
 from gradnoise import gaussian, inject, low_rank, student_t
 from gradnoise.base.errors import InputError
-from gradnoise.noise.injection import Injection, Where, injections_of, places_of
+from gradnoise.noise.injection.inject import Injection, Where, injections_of, places_of
+from gradnoise.noise.injection.sources import Draws, Place, Source
 from gradnoise.noise.preconditioners import preconditioner
-from gradnoise.noise.sources import Draws, Place, Source
 
 Make = Callable[[Any], Optimizer]
 KINDS: dict[str, Make] = {

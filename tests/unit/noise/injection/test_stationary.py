@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, Adam, Optimizer
 
 from gradnoise import gaussian, inject
-from gradnoise.noise.injection import Where
+from gradnoise.noise.injection.inject import Where
 
 CHAINS, WARM, READINGS, APART = 40_000, 120, 3, 40
 H = torch.tensor([[1.0, 0.3, 0.0], [0.3, 0.6, -0.2], [0.0, -0.2, 1.4]])

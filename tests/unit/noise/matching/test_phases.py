@@ -14,8 +14,8 @@ from torch.optim import SGD, AdamW, Optimizer
 
 from gradnoise import exposure, gaussian, inject, reweight
 from gradnoise.base.errors import InputError
-from gradnoise.noise.phases import PhaseBudget
-from gradnoise.noise.trajectory import Trajectory
+from gradnoise.noise.matching.phases import PhaseBudget
+from gradnoise.noise.matching.trajectory import Trajectory
 
 PARTS = 8
 BATCH = 64

@@ -25,9 +25,9 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import SGD, Adafactor, Adam, AdamW, Optimizer, RMSprop
 
 from gradnoise.base.errors import InputError
+from gradnoise.noise.injection.sources import Draws, Place, Source
 from gradnoise.noise.members import layer_of
 from gradnoise.noise.preconditioners import KNOWN, Filter, is_diagonal, learning_filter, read
-from gradnoise.noise.sources import Draws, Place, Source
 
 Where = Literal["pre", "post", "frozen_v"]
 # Noise smaller than this share of coordinates' rounding is worth a warning.

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from gradnoise import gaussian, inject, low_rank, student_t
 from gradnoise.base.errors import InputError
+from gradnoise.noise.injection.sources import Draws, Factors, Place, Source
 from gradnoise.noise.members import layer_of
-from gradnoise.noise.sources import Draws, Factors, Place, Source
 from gradnoise.noise.tails import hill
 
 DRAWS = 200_000

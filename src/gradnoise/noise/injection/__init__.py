@@ -1,0 +1,1 @@
+"""Noise put into an optimizer's updates or a batch's losses, and its part in a meter's ledger."""
