@@ -242,6 +242,26 @@ def test_injected_exposure_is_the_mean_squared_displacement(
         assert all(e.injected_pne2 == pytest.approx(effective * e.injected_pne) for e in meter.events[1:])
 
 
+def test_the_ledger_is_too_low_while_adams_second_moment_is_young(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What docs/nap.md says of the expected P: over 20 runs, updates 1 to 5, and 20 to 30."""
+    moved, counted = torch.zeros(30), torch.zeros(30)
+    for seed in range(20):
+        torch.manual_seed(seed)
+        net = nn.Sequential(nn.Linear(40, 20), nn.Tanh(), nn.Linear(20, 8))
+        optimizer = torch.optim.AdamW(net.parameters(), lr=1e-3)
+        meter = exposure(net, optimizer, every=1)
+        noise = align_noise(optimizer, net, temperature=1e-9, mode="absolute", rank=4, seed=seed)
+        found = watched(noise, monkeypatch)
+        draw = torch.Generator().manual_seed(seed)
+        for _ in range(30):
+            wide_update(net, optimizer, draw)
+        meter.remove()
+        moved += torch.tensor(found).view(30, 2).sum(1)
+        counted += torch.tensor([event.injected_pne2 for event in meter.events])
+    assert 2 < (moved[:5].sum() / counted[:5].sum()).item() < 4
+    assert (moved[20:].sum() / counted[20:].sum()).item() == pytest.approx(1, abs=0.03)
+
+
 @pytest.mark.parametrize("name", ["adamw", "adafactor", "sgd"])
 def test_a_meter_of_its_own_keeps_the_ratio_of_injected_to_intrinsic(
     name: str, monkeypatch: pytest.MonkeyPatch

@@ -485,7 +485,7 @@ def test_a_meter_is_given_found_or_attached() -> None:
     second = exposure(net, optimizer, every=1)
     given = align_noise(optimizer, net, meter=second, temperature=0.5)
     train(net, optimizer, 1)
-    expected = 0.5 * second.trace / second.unit(given, "0")
+    expected = 0.5 * second.trace / second.account.unit(given, "0")
     train(net, optimizer, 1)
     assert given.powers() == {"0": pytest.approx(expected, rel=1e-9)}
     other = torch.optim.AdamW(net.parameters())

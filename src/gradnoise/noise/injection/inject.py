@@ -32,6 +32,8 @@ from gradnoise.noise.preconditioners import KNOWN, Filter, is_diagonal, learning
 Where = Literal["pre", "post", "frozen_v"]
 # Noise smaller than this share of coordinates' rounding is worth a warning.
 LOST = 0.01
+# A coordinate whose P is this many times a typical one's gets hardly any gradient.
+SCARCE = 100.0
 
 # Kept by the optimizer itself, so that both go together.
 _INJECTIONS = "_gradnoise_injections"
@@ -52,6 +54,7 @@ def inject(
     layers: str = "*",
     power: float | Callable[[int], float] = 1.0,
     seed: int = 0,
+    limit: float = math.inf,
 ) -> "Injection":
     """Add noise to every later update of the optimizer; nothing else in the loop changes.
 
@@ -60,14 +63,19 @@ def inject(
     variance is times this, a number or a function of the update (a phase mask is 0 outside of it).
     `layers`: glob patterns joined by "|", held against parameters' names and their modules' ("blocks.0.*|
     head"); names come from `model`, or from an optimizer that was given `named_parameters()`. `seed`: draws
-    are keyed by (seed, update, parameter name), the same on every rank.
+    are keyed by (seed, update, parameter name), the same on every rank; two injections at one place need two
+    seeds. `limit`: after the step P counts at most this times the P of a coordinate whose 1/P is the root
+    mean square of its tensor's. Under Adam the P of a coordinate that gets no gradient is 1/eps = 1e8, and
+    noise that does not fade where gradients do would go there: warned of.
 
     A meter on the same optimizer adds what is injected to its ledger by itself.
 
     Raises `InputError` for an optimizer whose preconditioner is not known (but for "pre"), patterns that
     match nothing, and at a step for a closure with "pre".
     """
-    return Injection(optimizer, source, where, model=model, layers=layers, power=power, seed=seed)
+    return Injection(
+        optimizer, source, where, model=model, layers=layers, power=power, seed=seed, limit=limit
+    )
 
 
 class Injection:
@@ -292,12 +300,27 @@ class Injection:
         self._clean = {}
         if not self._in_gradient and any(self._powers.values()):
             add = self._through_momentum if self.where == "frozen_v" else self._displace
-            first, rounding = not self._checked, Rounding()
+            first, rounding, scarce = not self._checked, Rounding(), [0.0, 0.0]
             for place, noise in self._drawn():
                 self._checked = True
+                if first and self._metric == 1:
+                    scarce = [x + y for x, y in zip(scarce, self._power_at(place, noise), strict=True)]
                 with rounding.of(place.parameter, noise) if first else nullcontext():
                     add(place, noise)
             rounding.warn()
+            if scarce[0] > scarce[1] / 2:
+                warnings.warn(
+                    f"injected noise: {scarce[0] / scarce[1]:.0%} of it moves coordinates that get hardly any"
+                    " gradient, where P is largest: give limit=10, or noise that fades there (meter.std)",
+                    stacklevel=2,
+                )
+
+    def _power_at(self, place: Place, noise: Tensor) -> tuple[float, float]:
+        """|P n|^2 where P is over `SCARCE` times that of a typical coordinate, and everywhere."""
+        p = self._limited(self._reader(place))
+        moved = (noise * p).square()
+        rare = p > SCARCE * p.pow(-2).mean().rsqrt()
+        return moved[rare].sum().item(), moved.sum().item()
 
     def _reader(self, place: Place) -> Tensor:
         """P of the step just made, in the parameter's shape."""

@@ -644,3 +644,27 @@ def test_names_are_those_of_the_module_inside_of_every_wrapper() -> None:
     for outer in wrapped():
         places = places_of(SGD(net.parameters(), lr=0.1), outer, "*")
         assert [place.name for place in places] == expected
+
+
+def test_noise_that_would_go_to_dead_units_is_warned_of_and_can_be_limited() -> None:
+    """Isotropic noise after Adam's P moves a unit without gradient by eta n / eps."""
+
+    def moved(limit: float, std: Any) -> float:
+        net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)).double()
+        with torch.no_grad():
+            net[0].bias[:2] = -100.0  # type: ignore[index, operator]
+        optimizer = AdamW(net.parameters(), lr=1e-3)
+        noise = inject(optimizer, gaussian(std), model=net, limit=limit)
+        before = [p.detach().clone() for p in net.parameters()]
+        generator = torch.Generator().manual_seed(0)
+        x = torch.randn(32, 4, generator=generator, dtype=torch.float64)
+        net(x).square().mean().backward()
+        optimizer.step()
+        noise.remove()
+        return max((p - q).abs().max().item() for p, q in zip(net.parameters(), before, strict=True))
+
+    with pytest.warns(UserWarning, match=r"injected noise: 100% of it moves coordinates .* give limit=10"):
+        assert moved(math.inf, 0.01) > 100
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert moved(10.0, 0.01) < 10
