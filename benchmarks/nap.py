@@ -69,12 +69,12 @@ def width() -> list[Case]:
             f"{sum(p.numel() for p in Run(w).net.parameters()):,} parameters",
             width=w,
         )
-        for w in (64, 128, 256, 512)
+        for w in (64, 128, 256)
     ]
 
 
 def tokens() -> list[Case]:
-    return [case(f"{64 * b:,} tokens an update", aligned(rank=16), batch=b) for b in (8, 32, 128, 256)]
+    return [case(f"{64 * b:,} tokens an update", aligned(rank=16), batch=b) for b in (8, 32, 128)]
 
 
 def sources() -> list[Case]:

@@ -137,10 +137,6 @@ class Exposure:
     def parts(self) -> list[Part]:
         return self._ledger.parts
 
-    @property
-    def optimizer(self) -> torch.optim.Optimizer:
-        return self._optimizer
-
     def rows(self) -> tuple[list[Event], list[Part]]:
         """`events` and `parts`, with the interval that is open."""
         return self._ledger.rows()
@@ -214,7 +210,8 @@ class Exposure:
         `shape`: "diagonal", "tensor" (in each tensor one number of the same trace) or "isotropic" (one number
         for all). Keeps one or two buffers of the gradient's size.
 
-        Raises `InputError` where the estimator sees no diagonal ("norms", "hutchinson", `share` under 1).
+        Raises `InputError` where no diagonal is seen: estimators "norms" and "hutchinson", `share` under 1, an
+        optimizer whose P is not diagonal.
         """
         found = FollowedDeviations(scale, shape, half_life, self._names())
         self._follow(found)
@@ -225,7 +222,8 @@ class Exposure:
 
         Of the last measured update's sample covariance, the `rank` largest directions in the metric of P
         (across all tensors) and the diagonal of the rest: its trace is that of C/B, in gradient and in update
-        units. Keeps rank + 1 buffers of the gradient's size. Micro-batches of one process only.
+        units. Keeps rank + 1 buffers of the gradient's size. Micro-batches of one process only; raises `InputError`
+        for others, and as `std`.
         """
         if self.options.estimator not in ("auto", "micro") or self._group is not None:
             raise InputError("factors", self.options.estimator, "needs micro-batches, in one process")
@@ -448,11 +446,9 @@ def _within(event: Event, cap: Cap) -> float:
     """The share of an interval's exposure that falls into a cap's phase."""
     last = event.step + event.updates - 1
     share = max(0, min(last, cap.last) - max(event.step, cap.first) + 1) / event.updates
-    return (
-        share
-        * {
-            "pne": event.sum_lr * event.trace_pcp + event.injected_pne,
-            "pne2": event.sum_lr2 * event.trace_pcp + event.injected_pne2,
-            "ne": event.sum_lr2_c * event.trace_c + event.injected_ne,
-        }[cap.definition]
-    )
+    exposure = {
+        "pne": event.sum_lr * event.trace_pcp + event.injected_pne,
+        "pne2": event.sum_lr2 * event.trace_pcp + event.injected_pne2,
+        "ne": event.sum_lr2_c * event.trace_c + event.injected_ne,
+    }[cap.definition]
+    return share * exposure

@@ -45,7 +45,8 @@ class Trace:
     `sum_lr`, `sum_lr2`: sums over the `updates` covered of eta and eta^2, `sum_lr2_c` of eta^2 for `trace_c`.
     Where eta differs between the tensors behind the trace, it is their mean weighted by their traces, so that
     sum times trace is exact. `log_retention`: log of the factor by which weight decay shrinks earlier
-    exposure.
+    exposure. `injected_pne`, `injected_pne2`, `injected_ne`: what injections of covariance N added over these
+    updates: sums of eta Tr(P N P), eta^2 Tr(P N P) and eta^2 Tr(N).
     """
 
     step: int

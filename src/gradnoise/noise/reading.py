@@ -14,7 +14,10 @@ HALF_LIFE = 10
 
 @dataclass(frozen=True)
 class PartReading:
-    """A layer's or parameter class's part: the trace of the last measured update, exposure up to now."""
+    """A layer's or parameter class's part: the batch's trace in the last measured update, exposure up to now.
+
+    The exposures hold what was injected, the traces do not.
+    """
 
     trace: Estimate
     trace_c: Estimate
@@ -88,7 +91,10 @@ class Reading:
 
     @property
     def ratio(self) -> Estimate:
-        """Effective over potential exposure, `pne2_effective` / `pne2`, errors taken as shared."""
+        """Effective over potential exposure, `pne2_effective` / `pne2`, errors taken as shared.
+
+        Injected noise is not clipped: it is in both.
+        """
         return self.pne2_effective.scaled(1 / self.pne2.value) if self.pne2.value > 0 else UNKNOWN
 
     def per_token(self, definition: str = "pne2") -> Estimate:

@@ -1,4 +1,4 @@
-r"""What aligned noise is compared with, attached to an optimizer as it is and counted by the same ledger.
+"""What aligned noise is compared with, attached to an optimizer as it is and counted by the same ledger.
 
 - `sgld`: theta <- theta + sqrt(2 eta T) n after SGD's step (Welling and Teh, ICML 2011);
 - `psgld`: theta <- theta + sqrt(2 eta T P) n after an adaptive optimizer's (Li et al., AAAI 2016, without the
@@ -84,7 +84,10 @@ def annealed(
     layers: str = "*",
     seed: int = 0,
 ) -> Injection:
-    """Annealed isotropic gradient noise N(0, scale / t^decay), t the update from 1; defaults as published."""
+    """Annealed isotropic gradient noise N(0, scale / t^decay), t the update from 1.
+
+    The decay is the published one, the scale one of those that were tried there.
+    """
     if not scale >= 0:
         raise InputError("scale", scale, "must be 0 or more")
     return inject(

@@ -1,4 +1,4 @@
-r"""Langevin noise on top of any optimizer: a temperature in its parameter groups, instead of a power.
+"""Langevin noise on top of any optimizer: a temperature in its parameter groups, instead of a power.
 
 Each update is followed by theta <- theta + sqrt(2 eta T) P^metric n with n of covariance Sigma, which is an
 injection of power 2 T / eta: it adds 2 T Tr(P^metric Sigma P^metric) to `pne`, times eta to `pne2`. eta as in

@@ -72,7 +72,7 @@ def align_noise(
     limit: float = 10.0,
     process_group: "dist.ProcessGroup | None" = None,
 ) -> "Alignment":
-    r"""Add noise aligned with a target to every later update of the optimizer.
+    """Add noise aligned with a target to every later update of the optimizer.
 
     The optimizer stays what it is (AdamW, Adafactor, SGD, RMSprop: any whose preconditioner can be read); the
     loop stays too. Noise goes into the weights of the Linear layers (and Hugging Face's Conv1D) that `layers`

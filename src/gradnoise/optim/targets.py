@@ -1,4 +1,4 @@
-r"""What noise is aligned with: feeds for the sketches, from the run's own passes.
+"""What noise is aligned with: feeds for the sketches, from the run's own passes.
 
 - "features": Sigma = E[phi phi'] of the layer's inputs phi; the output side stays the identity.
 - "tasks": what differs between tasks in their mean gradients, on every side. Each backward() is a task, or

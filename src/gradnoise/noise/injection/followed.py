@@ -35,8 +35,6 @@ class FollowedDeviations:
     one's: while noise falls fast an average of it would lag behind.
     """
 
-    rank = 0
-
     def __init__(self, scale: float, shape: Shape, half_life: float, names: Names) -> None:
         if not 0 <= scale < math.inf:
             raise InputError("scale", scale, "must be 0 or more, and finite")

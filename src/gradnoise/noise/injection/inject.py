@@ -1,9 +1,9 @@
-r"""Noise injected into an optimizer's updates: `noise = inject(optimizer, gaussian(std=...), where="post")`.
+"""Noise injected into an optimizer's updates: `noise = inject(optimizer, gaussian(std=...), where="post")`.
 
 With unit-power noise n of covariance N in gradient units, power c, learning rate eta and preconditioner P:
 
 - "pre": the optimizer steps with g + sqrt(c) n. It moves the first and the second moment: under Adam v grows
-  with the noise, which P then cancels, and the signal shrinks (docs/nap.md).
+  with the noise, which P then cancels, and the signal shrinks (docs/injection.md).
 - "post": after the step, theta <- theta - eta sqrt(c) P n. Moments do not see it.
 - "frozen_v": the first moment gets sqrt(c) n, the second moment only g.
 
@@ -63,15 +63,15 @@ def inject(
     variance is times this, a number or a function of the update (a phase mask is 0 outside of it).
     `layers`: glob patterns joined by "|", held against parameters' names and their modules' ("blocks.0.*|
     head"); names come from `model`, or from an optimizer that was given `named_parameters()`. `seed`: draws
-    are keyed by (seed, update, parameter name), the same on every rank; two injections at one place need two
-    seeds. `limit`: after the step P counts at most this times the P of a coordinate whose 1/P is the root
+    are keyed by (seed, update, parameter name), the same on every rank; without `model` or named parameters a
+    name is the position in the optimizer. Two injections at one place need two seeds. `limit`: after the step P counts at most this times the P of a coordinate whose 1/P is the root
     mean square of its tensor's. Under Adam the P of a coordinate that gets no gradient is 1/eps = 1e8, and
     noise that does not fade where gradients do would go there: warned of.
 
     A meter on the same optimizer adds what is injected to its ledger by itself.
 
     Raises `InputError` for an optimizer whose preconditioner is not known (but for "pre"), patterns that
-    match nothing, and at a step for a closure with "pre".
+    match nothing, and at a step for a closure with noise in the gradient.
     """
     return Injection(
         optimizer, source, where, model=model, layers=layers, power=power, seed=seed, limit=limit
@@ -82,7 +82,7 @@ class Injection:
     """See `inject`. `step`: updates done; `power` may be set at any time, `gains` scale it layer by layer.
 
     `metric`: the displacement is eta sqrt(c) P^metric n; 1, but for noises whose temperature is defined with
-    another power (pSGLD: 1/2; plain Langevin noise on weights: 0). `limit`: P is at most this times the P of
+    another power (pSGLD: 1/2). `limit`: P is at most this times the P of
     a coordinate whose 1/P is the root mean square of the tensor's: under Adam, P of a coordinate that gets no
     gradient is 1/eps.
     """
@@ -329,9 +329,8 @@ class Injection:
 
     def _displace(self, place: Place, noise: Tensor) -> None:
         """theta <- theta - eta P^metric n."""
-        if self._metric:
-            p = self._limited(self._reader(place))
-            noise = noise.mul_(p if self._metric == 1 else p.pow(self._metric))
+        p = self._limited(self._reader(place))
+        noise = noise.mul_(p if self._metric == 1 else p.pow(self._metric))
         place.parameter.add_(noise.to(place.parameter.dtype), alpha=-self._rate(place))
 
     def _limited(self, p: Tensor) -> Tensor:

@@ -6,7 +6,8 @@ r"""Noises that can be injected, in gradient units and at unit power: what they 
 
 `std` and `factors` may come from a meter (`meter.std(scale=4)`, `meter.factors(scale=4)`), which follows the
 gradient noise that it measures. A draw is a function of (seed, update, parameter's name) alone: the same on
-every process of a distributed run, in any grouping of the parameters, and after a resume.
+every process of a distributed run, in any grouping of named parameters, and after a resume. It is made on the
+parameter's device; a CPU and a GPU draw different numbers.
 """
 
 import math
