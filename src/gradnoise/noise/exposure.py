@@ -210,8 +210,8 @@ class Exposure:
         `shape`: "diagonal", "tensor" (in each tensor one number of the same trace) or "isotropic" (one number
         for all). Keeps one or two buffers of the gradient's size.
 
-        Raises `InputError` where no diagonal is seen: estimators "norms" and "hutchinson", `share` under 1, an
-        optimizer whose P is not diagonal.
+        Raises `InputError` where no diagonal is seen: estimators "norms" and "hutchinson", `share` under 1,
+        an optimizer whose P is not diagonal.
         """
         found = FollowedDeviations(scale, shape, half_life, self._names())
         self._follow(found)
@@ -222,8 +222,8 @@ class Exposure:
 
         Of the last measured update's sample covariance, the `rank` largest directions in the metric of P
         (across all tensors) and the diagonal of the rest: its trace is that of C/B, in gradient and in update
-        units. Keeps rank + 1 buffers of the gradient's size. Micro-batches of one process only; raises `InputError`
-        for others, and as `std`.
+        units. Keeps rank + 1 buffers of the gradient's size. Micro-batches of one process only; raises
+        `InputError` for others, and as `std`.
         """
         if self.options.estimator not in ("auto", "micro") or self._group is not None:
             raise InputError("factors", self.options.estimator, "needs micro-batches, in one process")

@@ -58,15 +58,18 @@ def inject(
 ) -> "Injection":
     """Add noise to every later update of the optimizer; nothing else in the loop changes.
 
-    `source`: `gaussian`, `student_t` or `low_rank`; or a mapping from the update (from 1) at which each comes
-    into force to a source, None for none: a swap in mid-training. `where`: see the module. `power`: the
-    variance is times this, a number or a function of the update (a phase mask is 0 outside of it).
-    `layers`: glob patterns joined by "|", held against parameters' names and their modules' ("blocks.0.*|
-    head"); names come from `model`, or from an optimizer that was given `named_parameters()`. `seed`: draws
-    are keyed by (seed, update, parameter name), the same on every rank; without `model` or named parameters a
-    name is the position in the optimizer. Two injections at one place need two seeds. `limit`: after the step P counts at most this times the P of a coordinate whose 1/P is the root
-    mean square of its tensor's. Under Adam the P of a coordinate that gets no gradient is 1/eps = 1e8, and
-    noise that does not fade where gradients do would go there: warned of.
+    - `source`: `gaussian`, `student_t` or `low_rank`; or a mapping from the update (from 1) at which each
+      comes into force to a source, None for none: a swap in mid-training.
+    - `where`: "pre", "post" or "frozen_v", see the module.
+    - `layers`: glob patterns joined by "|", held against parameters' names and their modules', such as
+      "blocks.0.*|head". Names come from `model`, or from an optimizer that was given `named_parameters()`;
+      without either a name is the position in the optimizer.
+    - `power`: the variance is times this, a number or a function of the update (0 outside of a phase).
+    - `seed`: draws are keyed by (seed, update, parameter name), the same on every rank. Two injections at one
+      place need two seeds.
+    - `limit`: after the step P counts at most this times the P of a coordinate whose 1/P is the root mean
+      square of its tensor's. Under Adam the P of a coordinate that gets no gradient is 1/eps = 1e8, and noise
+      that does not fade where gradients do would go there, which is warned of.
 
     A meter on the same optimizer adds what is injected to its ledger by itself.
 

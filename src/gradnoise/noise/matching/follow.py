@@ -23,8 +23,8 @@ largest power. Why so:
 - D is answered within s of r. What was missed early is not made good by a burst late: when noise acts may be
   what a study asks.
 - Noise before an adaptive preconditioner ("pre") ends up in v: once v has caught up, P^2 c N is below 1 in
-  every coordinate, and more power lowers the signal alone (docs/injection.md). So the injected trace is bounded by
-  `REACH` a coordinate. A power at that bound makes v grow until it is about ten times what it was
+  every coordinate, and more power lowers the signal alone (docs/injection.md). So the injected trace is
+  bounded by `REACH` a coordinate. A power at that bound makes v grow until it is about ten times what it was
   and stops there, instead of growing without end.
 
 Traces are those of `pne2`, before clipping. Both runs should be measured alike (estimator, p, contributions).
