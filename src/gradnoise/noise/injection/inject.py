@@ -85,9 +85,7 @@ class Injection:
     """See `inject`. `step`: updates done; `power` may be set at any time, `gains` scale it layer by layer.
 
     `metric`: the displacement is eta sqrt(c) P^metric n; 1, but for noises whose temperature is defined with
-    another power (pSGLD: 1/2). `limit`: P is at most this times the P of
-    a coordinate whose 1/P is the root mean square of the tensor's: under Adam, P of a coordinate that gets no
-    gradient is 1/eps.
+    another power (pSGLD: 1/2).
     """
 
     def __init__(
@@ -108,25 +106,11 @@ class Injection:
         if where != "pre" and not is_diagonal(optimizer):
             mend = f"its preconditioner is not known ({KNOWN} are): take where='pre'"
             raise InputError("optimizer", type(optimizer).__name__, mend)
+        if not limit > 0 or (limit < math.inf and where != "post"):
+            raise InputError("limit", limit, "must be above 0, and is for where='post'")
         self.places = places_of(optimizer, model, layers)
-        names = _names(model).values() if model is not None else ()
-        known = {*names, *(place.name for place in places_of(optimizer, model, "*"))}
         self._sources = {1: source} if not isinstance(source, Mapping) else dict(source)
-        if not self._sources or any(not isinstance(at, int) or at < 1 for at in self._sources):
-            raise InputError("source", list(self._sources), "updates of a swap are whole numbers from 1")
-        for found in self._sources.values():
-            if found is not None and not hasattr(found, "draw"):
-                raise InputError(
-                    "source", type(found).__name__, "must be gaussian(...), student_t(...) or the like"
-                )
-            unknown = sorted(set(getattr(found, "names", ())) - known)
-            if unknown:
-                mend = (
-                    "give model=, or an optimizer with named_parameters()"
-                    if model is None
-                    else "mend the name"
-                )
-                raise InputError("source", unknown[0], f"no parameter has that name: {mend}")
+        _check_sources(self._sources, optimizer, model)
         self.optimizer, self.where, self.power, self.seed = optimizer, where, power, seed
         for other in injections_of(optimizer):
             both = {place.parameter for place in self.places} & {place.parameter for place in other.places}
@@ -314,7 +298,8 @@ class Injection:
             if scarce[0] > scarce[1] / 2:
                 warnings.warn(
                     f"injected noise: {scarce[0] / scarce[1]:.0%} of it moves coordinates that get hardly any"
-                    " gradient, where P is largest: give limit=10, or noise that fades there (meter.std)",
+                    " gradient, where P is largest: take noise that fades there (meter.std), or where='post'"
+                    " with limit=10",
                     stacklevel=2,
                 )
 
@@ -399,6 +384,23 @@ def skipped(optimizer: Optimizer) -> bool:
     """Whether a GradScaler with a fused optimizer calls step() for an update that it skips."""
     infinite = getattr(optimizer, "found_inf", None)
     return infinite is not None and bool(infinite.item())
+
+
+def _check_sources(
+    sources: Mapping[int, Source | None], optimizer: Optimizer, model: nn.Module | None
+) -> None:
+    """Raises `InputError` for updates that are none, what is no source, and names that no parameter has."""
+    if not sources or any(not isinstance(at, int) or at < 1 for at in sources):
+        raise InputError("source", list(sources), "updates of a swap are whole numbers from 1")
+    names = _names(model).values() if model is not None else ()
+    known = {*names, *(place.name for place in places_of(optimizer, model, "*"))}
+    mend = "give model=, or an optimizer with named_parameters()" if model is None else "mend the name"
+    for source in sources.values():
+        if source is not None and not hasattr(source, "draw"):
+            name = type(source).__name__
+            raise InputError("source", name, "must be gaussian(...), student_t(...) or the like")
+        for unknown in sorted(set(getattr(source, "names", ())) - known):
+            raise InputError("source", unknown, f"no parameter has that name: {mend}")
 
 
 def places_of(optimizer: Optimizer, model: nn.Module | None, layers: str) -> list[Place]:

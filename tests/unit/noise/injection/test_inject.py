@@ -6,7 +6,7 @@ import math
 import warnings
 import weakref
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -663,8 +663,12 @@ def test_noise_that_would_go_to_dead_units_is_warned_of_and_can_be_limited() -> 
         noise.remove()
         return max((p - q).abs().max().item() for p, q in zip(net.parameters(), before, strict=True))
 
-    with pytest.warns(UserWarning, match=r"injected noise: 100% of it moves coordinates .* give limit=10"):
+    with pytest.warns(UserWarning, match=r"injected noise: 100% of it moves coordinates .* with limit=10"):
         assert moved(math.inf, 0.01) > 100
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert moved(10.0, 0.01) < 10
+    for where, limit in (("pre", 10.0), ("frozen_v", 10.0), ("post", 0.0)):
+        optimizer = AdamW(nn.Linear(2, 2).parameters())
+        with pytest.raises(InputError, match=rf"limit: {limit}: must be above 0, and is for where='post'"):
+            inject(optimizer, gaussian(0.01), cast(Where, where), limit=limit)
