@@ -10,7 +10,7 @@ from gradnoise import phases
 from gradnoise.base import layout, strict_yaml
 from gradnoise.base.study import load_study
 
-LIMIT = 4_000_000
+LIMIT = 5_000_000
 STUDY = published_study()
 
 

@@ -133,7 +133,7 @@ def test_flow_counts_every_planned_run_once() -> None:
     # Nothing of the block that the plan does not match is called matched or analysed.
     assert {row["stage"] for row in rows if row["block"] == "text"} == {"planned", "started", "finished"}
     assert totals(rows) == {
-        "planned": 44,
+        "planned": 46,
         "started": 4,
         "finished": 3,
         "matched": 2,
