@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
+from tests.unit.gloo import on_ranks
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
@@ -252,10 +253,7 @@ def train_in_two(rank: int, folder: Path) -> None:
 @pytest.mark.slow
 def test_a_trainer_of_two_processes_reads_one_number(tmp_path: Path) -> None:
     pytest.importorskip("transformers")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("GLOO_SOCKET_IFNAME", "lo")
-        torch.multiprocessing.spawn(train_in_two, (tmp_path,), nprocs=2)  # type: ignore[attr-defined]
-    one, other = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
+    one, other = on_ranks(train_in_two, tmp_path, 2)
     assert one == other
     assert one["rows"] == [(4, 16)] * 3
 

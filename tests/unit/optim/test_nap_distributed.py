@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from tests.unit.gloo import on_ranks
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
@@ -170,11 +171,7 @@ RESUMED = ("features", "labelled", "relative", "own meter")
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    folder = tmp_path_factory.mktemp("ranks")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("GLOO_SOCKET_IFNAME", "lo")
-        torch.multiprocessing.spawn(work, (folder,), nprocs=WORLD)  # type: ignore[attr-defined]
-    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(WORLD)]
+    return on_ranks(work, tmp_path_factory.mktemp("ranks"), WORLD)
 
 
 def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:

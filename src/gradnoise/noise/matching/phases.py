@@ -21,6 +21,7 @@ goes back at once, and the report tells what is missing.
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -147,7 +148,7 @@ class PhaseBudget:
         return PhaseBatch(self, meter, baseline, base, multiple, least or multiple, hold, offset)
 
 
-class _Part:
+class _Part(ABC):
     """What all ways of spending share: counting what was spent."""
 
     def __init__(
@@ -170,8 +171,9 @@ class _Part:
         if self._decide in self._meter.after:
             self._meter.after.remove(self._decide)
 
+    @abstractmethod
     def _decide(self) -> None:
-        raise NotImplementedError
+        """After a measured update: what holds up to the next one."""
 
     def _begin(self) -> tuple[Event, int]:
         """Count up to the update just measured; return its event so far and its number in the run."""
