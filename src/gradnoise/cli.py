@@ -19,6 +19,8 @@ from gradnoise.base.errors import InputError
 from gradnoise.base.study import load_study
 from gradnoise.base.vocabulary import study_label
 from gradnoise.provenance import records
+from gradnoise.registration import load_plan
+from gradnoise.registration.lockfile import read_lock
 
 app = typer.Typer(
     name="gradnoise",
@@ -53,8 +55,13 @@ def _record(
     name: str | None = None,
     plan: str | None = None,
 ) -> None:
-    """Do the work as a recorded attempt at a job."""
+    """Do the work as a recorded attempt at a job; nothing runs under a registered plan without its lock."""
     name = name or phase_name
+    if plan is not None and (registered := load_plan(plan)).study.kind == "registered":
+        read_lock(plan)
+        if phase_name == "train":
+            limits = registered.attempts
+            records.check_attempts(study, phase_name, name, limits.maximum, limits.retry_after)
     job = records.Job(
         phase=phase_name,
         name=name,
@@ -127,8 +134,8 @@ def train(
     settings.block(block).cell(cell)
     if seeds not in settings.block(block).chunks():
         raise InputError("seeds", seeds, f"must be one of {settings.block(block).chunks()}")
+    from gradnoise.base.closure import closure_sha256
     from gradnoise.base.progress import progress
-    from gradnoise.provenance.closure import closure_sha256
     from gradnoise.training.settings import job_sequences
     from gradnoise.training.train import train as work_on
 
@@ -168,7 +175,7 @@ def analyse(study: StudyName) -> None:
     _record(
         "analyse",
         study,
-        phases.analyse_inputs(study),
+        phases.analyse_inputs(study, settings),
         phases.analyse_outputs(study),
         lambda: work(study),
         plan=settings.plan,
@@ -204,6 +211,10 @@ def provenance(
     (check_manifest if check else write_manifest)(study, phases.outputs(study, load_study(study)))
 
 
+def _today(record: records.Record) -> records.Decided:
+    return _decided(record.phase, record.study, record.name)
+
+
 @app.command(epilog="Example: [bold]gradnoise trace results/quick/figures/figure-01-exposure.svg[/bold]")
 def trace(
     file: Annotated[
@@ -215,15 +226,31 @@ def trace(
     from gradnoise.provenance.trace import trace as follow
     from gradnoise.provenance.tree import show
 
-    def today(record: records.Record) -> records.Decided:
-        return _decided(record.phase, record.study, record.name)
-
     try:
-        found = follow(str(file), today)
+        found = follow(str(file), _today)
     except TraceBreak as fault:
         print(f"gradnoise: broken: {fault}", file=sys.stderr)
         raise typer.Exit(1) from None
     show(found, study_label(load_study(found.step.record.study)))
+
+
+@app.command(epilog="Example: [bold]gradnoise crate --study quick --output quick-crate.zip[/bold]")
+def crate(
+    study: StudyName,
+    output: Annotated[
+        Path | None,
+        typer.Option(help="Folder, or file ending in .zip; default logs/STUDY-crate.", show_default=False),
+    ] = None,
+) -> None:
+    """Export the study as a Provenance Run Crate (RO-Crate 1.1); exit 1 if it does not trace."""
+    from gradnoise.provenance.crate import write_crate
+    from gradnoise.provenance.trace import TraceBreak
+
+    try:
+        write_crate(study, output or Path("logs", f"{study}-crate"), _today)
+    except TraceBreak as fault:
+        print(f"gradnoise: broken: {fault}", file=sys.stderr)
+        raise typer.Exit(1) from None
 
 
 def _version(wanted: bool) -> None:

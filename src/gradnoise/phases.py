@@ -7,8 +7,9 @@ from typing import Any
 
 from gradnoise.base import layout
 from gradnoise.base.study import Study, TextTask
-from gradnoise.base.vocabulary import study_label
+from gradnoise.base.vocabulary import LABELS, study_label
 from gradnoise.figures.names import FIGURE_NAMES
+from gradnoise.registration.lockfile import deviations_path, lock_path
 
 # Module of each phase: where its code closure starts.
 MODULES = {
@@ -60,8 +61,15 @@ def measure_outputs(name: str) -> list[str]:
     return [layout.exposure(name), layout.exposure_parts(name), layout.scores(name)]
 
 
-def analyse_inputs(name: str) -> list[str]:
-    return [layout.scores(name), layout.exposure(name)]
+def registration(study: Study) -> list[str]:
+    """What the analysis of a registered study reads beside its plan: the lock, and deviations if there are any."""
+    registered = study_label(study) == LABELS["registered"]
+    files = [lock_path(study.plan), deviations_path(study.plan)] if registered else []
+    return [path.as_posix() for path in files if path.is_file()]
+
+
+def analyse_inputs(name: str, study: Study) -> list[str]:
+    return [layout.scores(name), layout.exposure(name), *registration(study)]
 
 
 def analyse_outputs(name: str) -> list[str]:

@@ -3,6 +3,7 @@ rule analyse_plan:
         code=code("analyse"),
         scores=layout.scores(NAME),
         exposure=layout.exposure(NAME),
+        registration=phases.registration(STUDY),
     output:
         **{table: layout.analysis(NAME, table) for table in layout.ANALYSIS_TABLES},
         results=layout.results(NAME),
@@ -15,7 +16,7 @@ rule analyse_plan:
     params:
         packages=packages("analyse"),
         # Not the file: a comment in it decides nothing.
-        plan=PLAN.sha256,
+        plan=PLAN.key,
         study=NAME,
         design=settings_text(phases.design(STUDY)),
     message:

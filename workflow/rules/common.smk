@@ -7,7 +7,7 @@ from gradnoise.base.environment import pins
 from gradnoise.base.errors import InputError
 from gradnoise.figures.names import SPECS
 from gradnoise.base.files import canonical_json
-from gradnoise.provenance.closure import code_closure
+from gradnoise.base.closure import code_closure
 from gradnoise.registration.plan import load_plan
 from gradnoise.base.study import Config, load_study, validated
 from gradnoise.training.settings import job_settings

@@ -16,7 +16,7 @@ rule train_seeds:
     params:
         packages=packages("train"),
         # Not the file: a comment in it decides nothing.
-        plan=PLAN.sha256,
+        plan=PLAN.key,
         settings=settings_of,
     message:
         "train {wildcards.block}/{wildcards.cell}, seeds {wildcards.chunk}"

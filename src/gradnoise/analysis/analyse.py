@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from gradnoise.analysis.arms import arms
+from gradnoise.analysis.beside import bands, explorations, sensitivities
 from gradnoise.analysis.curves import curves
-from gradnoise.analysis.decisions import read_hypotheses, reading_alpha, run_test
+from gradnoise.analysis.decisions import Evaluation, evaluate
 from gradnoise.analysis.explained import explained
-from gradnoise.analysis.flow import flow_of_runs, totals
-from gradnoise.analysis.matching import Matched, branch_table, match
-from gradnoise.analysis.reliability import reliability
+from gradnoise.analysis.flow import fate_totals, flow_of_runs, totals
+from gradnoise.analysis.gather import Gathered, gather
+from gradnoise.analysis.missing import missing_runs
 from gradnoise.base import layout, tables
 from gradnoise.base.errors import InputError
-from gradnoise.base.files import canonical_json, write_json
+from gradnoise.base.files import canonical_json, sha256, write_json
 from gradnoise.base.study import Study, load_study, study_path
+from gradnoise.base.vocabulary import STANDING
 from gradnoise.base.wording import check_rehearsal
-from gradnoise.evaluation.names import NAMES
 from gradnoise.registration import Plan, load_plan
-from gradnoise.registration.plan import TostTest, TrendTest
+from gradnoise.registration.deviations import Deviation, label_of, read_deviations, under_deviations
+from gradnoise.registration.kinds import TostTest, TrendTest
+from gradnoise.registration.lockfile import lock_path
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -33,10 +37,11 @@ Entry = dict[str, Any]
 def analyse(study: str) -> None:
     """Analyse one study as its plan says.
 
-    Reads the tables of scores and exposure, `config/<study>.yaml` and the plan it names; writes the tables
-    `matched`, `flow`, `curves` and `explained`, and `results.json` with every number in full precision. The
-    same inputs give the same bytes. Raises `InputError` for tables that are not of this plan; a test that
-    cannot be carried out is no error but an undecided outcome.
+    Reads the tables of scores and exposure, `config/<study>.yaml`, the plan it names, and of a registered
+    plan its lock and deviations; writes the tables `matched`, `fates`, `flow`, `curves` and `explained`, and
+    `results.json` with every number in full precision. The same inputs give the same bytes. Raises
+    `InputError` for tables that are not of this plan; a test that cannot be carried out is no error but an
+    undecided outcome.
     """
     settings = load_study(study)
     plan = load_plan(settings.plan)
@@ -44,66 +49,88 @@ def analyse(study: str) -> None:
         raise InputError(f"{settings.plan}: study.config", plan.study.config, f"must be {study_path(study)}")
     scores = tables.read_table(layout.scores(study), tables.SCORES).to_pandas()
     exposure = tables.read_table(layout.exposure(study), tables.EXPOSURE).to_pandas()
-    rule = plan.matching
-    unit = NAMES[settings.blocks[rule.block].task.kind][rule.variable]
-    branches = branch_table(scores, exposure)
-    matched = match(branches, rule, unit)
-    frames = {name: _frame(plan, matched, name) for name in plan.matching.names}
-
-    deciding = matched.rows[matched.rows["matching"] == "loss"]
-    at_loss = set(deciding["run_id"])
-    flow = flow_of_runs(plan, settings, scores, at_loss, at_loss - set(frames["loss"]["run_id"]))
-    drawn = [row for name in plan.matching.names for row in curves(plan, name, frames[name])]
-
-    for table, rows in (
-        (tables.MATCHED, matched.rows.to_dict("records")),
-        (tables.FLOW, flow),
-        (tables.CURVES, drawn),
-        (tables.EXPLAINED, _explained(plan, frames)),
-    ):
-        columns = {column.name: [row[column.name] for row in rows] for column in table.columns}
-        tables.write_table(layout.analysis(study, table.name), table, columns, plan.study.label)
-    tests = [run_test(plan, test, frames) for test in plan.tests]
-    families, hypotheses = read_hypotheses(plan, tests)
+    gathered = gather(plan, settings, scores, exposure)
+    _write_tables(study, plan, gathered)
+    evaluation = evaluate(plan, gathered)
+    deviations = read_deviations(settings.plan) if plan.study.kind == "registered" else []
     results = {
         "label": plan.study.label,
         "study": study,
-        "plan": {
-            "id": plan.study.id,
-            "title": plan.study.title,
-            "path": settings.plan,
-            "sha256": plan.sha256,
-            "prior_access": plan.study.prior_access,
-        },
+        "plan": _about(plan, settings.plan),
         "descriptive": _descriptive(plan),
         "thresholds": _thresholds(plan),
-        "matched_points": {name: asdict(point) for name, point in matched.points.items()},
-        "tests": tests,
-        "families": families,
-        "hypotheses": hypotheses,
-        "reliability": _reliability(plan, scores),
+        "matched_points": {name: asdict(point) for name, point in gathered.matched.points.items()},
+        **_labelled(plan, evaluation, deviations),
+        "deviations": [deviation.model_dump(mode="json") for deviation in deviations],
+        "deviated": _deviated(plan, settings, deviations, scores, exposure),
+        "bands": bands(plan, gathered),
+        "sensitivity": sensitivities(plan, gathered),
+        "exploratory": explorations(plan, gathered),
+        "reliability": _reliability(plan, gathered),
         "cells": _cells(settings, scores),
-        "arms": arms(plan, settings, branches),
-        "flow": totals(flow),
+        "arms": arms(plan, settings, gathered.branches),
+        "missing": missing_runs(plan, gathered.frames["loss"], gathered.planned),
+        "fates": fate_totals(gathered.fates),
+        "flow": totals(flow_of_runs(plan, gathered.fates)),
     }
     if plan.study.kind == "rehearsal":
         check_rehearsal(canonical_json(results).decode(), layout.results(study))
     write_json(layout.results(study), results)
 
 
-def _frame(plan: Plan, matched: Matched, matching: Matching) -> pd.DataFrame:
-    """Runs at a matched point, without those whose primary exposure could not be measured."""
-    scores = [outcome.score for outcome in plan.outcomes if outcome.block == plan.matching.block]
-    definitions = (plan.exposure.primary, *plan.exposure.secondary)
-    doses = [f"{plan.exposure.transform}_{definition}" for definition in definitions]
-    wide = matched.wide(matching)
-    # With no run at the point there are no columns either; the tests then say what is missing.
-    needed = ["run_id", "cell", "seed", *scores, *doses, *plan.descriptive.rivals]
-    wide = wide.reindex(columns=list(dict.fromkeys([*needed, *wide.columns])))
-    return wide.dropna(subset=[doses[0]]).reset_index(drop=True)
+def _write_tables(study: str, plan: Plan, gathered: Gathered) -> None:
+    drawn = [row for name, frame in gathered.frames.items() for row in curves(plan, name, frame)]
+    for table, rows in (
+        (tables.MATCHED, gathered.matched.rows.to_dict("records")),
+        (tables.FATES, gathered.fates),
+        (tables.FLOW, flow_of_runs(plan, gathered.fates)),
+        (tables.CURVES, drawn),
+        (tables.EXPLAINED, _explained(plan, gathered.frames)),
+    ):
+        columns = {column.name: [row[column.name] for row in rows] for column in table.columns}
+        tables.write_table(layout.analysis(study, table.name), table, columns, plan.study.label)
 
 
-def _explained(plan: Plan, frames: dict[Matching, pd.DataFrame]) -> list[Entry]:
+def _about(plan: Plan, path: str) -> Entry:
+    """The plan behind the numbers, and of a registered one its lock."""
+    lock = lock_path(path)
+    locked = {"path": lock.as_posix(), "sha256": sha256(lock)} if plan.study.kind == "registered" else None
+    return {
+        "id": plan.study.id,
+        "title": plan.study.title,
+        "path": path,
+        "sha256": plan.sha256,
+        "kind": plan.study.kind,
+        "prior_access": plan.study.prior_access,
+        "lock": locked,
+    }
+
+
+def _labelled(plan: Plan, evaluation: Evaluation, deviations: list[Deviation]) -> dict[str, list[Entry]]:
+    """Tests, families and hypotheses with the labels that the deviations leave them."""
+    labels = {test.id: label_of(plan, test.id, deviations) for test in plan.tests}
+    tests = [test | {"label": labels[test["id"]]} for test in evaluation.tests]
+    hypotheses = []
+    for entry, hypothesis in zip(evaluation.hypotheses, plan.hypotheses, strict=True):
+        # A hypothesis carries the weakest label of the tests that decide it.
+        used = {labels[name] for name in hypothesis.p.max_of}
+        used |= {labels[condition.test] for condition in hypothesis.not_met.any}
+        hypotheses.append(entry | {"label": max(used, key=STANDING.index)})
+    return {"tests": tests, "families": evaluation.families, "hypotheses": hypotheses}
+
+
+def _deviated(
+    plan: Plan, study: Study, deviations: list[Deviation], scores: pd.DataFrame, exposure: pd.DataFrame
+) -> Entry | None:
+    """Everything once more under the plan as it was carried out; None while nothing of the plan deviates."""
+    changed = under_deviations(plan, study.plan, deviations)
+    if changed is None:
+        return None
+    evaluation = evaluate(changed, gather(changed, study, scores, exposure))
+    return _labelled(plan, evaluation, deviations)
+
+
+def _explained(plan: Plan, frames: Mapping[Matching, pd.DataFrame]) -> list[Entry]:
     described = plan.descriptive
     rows: list[Entry] = []
     for name, frame in frames.items():
@@ -130,24 +157,24 @@ def _thresholds(plan: Plan) -> Entry:
     return {
         "target_loss": plan.matching.target,
         "alpha": plan.families[0].alpha,
-        "reading_alpha": reading_alpha(plan),
+        "reading_alpha": plan.reading_alpha,
         "level": plan.intervals.level,
         "margin": margins[0] if margins else None,
         "trend_margin": trends[0].margin if trends else None,
         "draws": trends[0].draws if trends else None,
         "reliability": plan.matching.minimum_reliability,
         "fewest_seeds": plan.seeds.fewest_analysed,
+        "missing": plan.matching.limits.missing,
+        "missing_difference": plan.matching.limits.difference,
     }
 
 
-def _reliability(plan: Plan, scores: pd.DataFrame) -> Entry:
-    rule = plan.matching
-    value = reliability(scores, rule.block, rule.variable)
+def _reliability(plan: Plan, gathered: Gathered) -> Entry:
     return {
-        "quantity": f"log {rule.variable}",
-        "value": value,
-        "minimum": rule.minimum_reliability,
-        "reached": value is not None and value >= rule.minimum_reliability,
+        "quantity": f"log {plan.matching.variable}",
+        "value": gathered.reliability,
+        "minimum": plan.matching.minimum_reliability,
+        "reached": gathered.reliable(plan),
     }
 
 

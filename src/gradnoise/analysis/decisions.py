@@ -1,38 +1,69 @@
-"""Carry out a plan's tests and read its hypotheses. Every number that decides comes from the plan."""
+"""Carry out a plan's tests. Every number that decides comes from the plan."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Collection
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from gradnoise.analysis.anova import anova
+from gradnoise.analysis.contrasts import contrast
 from gradnoise.analysis.equivalence import tost, tost_by_pingouin
-from gradnoise.analysis.families import holm
+from gradnoise.analysis.gather import Gathered
 from gradnoise.analysis.isotonic import trend
+from gradnoise.analysis.missing import check_missing
 from gradnoise.analysis.mixed import FitError, fit_mixed
 from gradnoise.analysis.slopes import seed_slopes
+from gradnoise.analysis.student import Student, sign_reading
+from gradnoise.analysis.verdicts import read_hypotheses
 from gradnoise.base.errors import InputError
 from gradnoise.base.files import sha256_of
-from gradnoise.registration.plan import AnyTest, Hypothesis, MixedTest, Plan, SlopeTest, TostTest, TrendTest
+from gradnoise.registration import Plan
+from gradnoise.registration.kinds import (
+    COVARIATE,
+    AnovaTest,
+    AnyTest,
+    ContrastTest,
+    MixedTest,
+    SlopeTest,
+    TostTest,
+    TrendTest,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
-
-    from gradnoise.base.vocabulary import Matching
 
 Entry = dict[str, Any]
 
 # Two ways to the same p may differ by rounding alone.
 _AGREEMENT = 1e-9
+_NUMBERS = ("estimate", "stderr", "df", "p", "low", "high", "level")
 
 
-def run_test(plan: Plan, test: AnyTest, frames: Mapping[Matching, pd.DataFrame]) -> Entry:
+@dataclass(frozen=True)
+class Evaluation:
+    """Every test of a plan with the verdicts that follow: these entries of results.json."""
+
+    tests: list[Entry]
+    families: list[Entry]
+    hypotheses: list[Entry]
+
+
+def evaluate(plan: Plan, gathered: Gathered, cross_check: bool = True) -> Evaluation:
+    """Carry out the whole plan; `cross_check`: mixed models are held against statsmodels."""
+    tests = [run_test(plan, test, gathered, cross_check) for test in plan.tests]
+    return Evaluation(tests, *read_hypotheses(plan, tests))
+
+
+def run_test(plan: Plan, test: AnyTest, gathered: Gathered, cross_check: bool = True) -> Entry:
     """One entry of `tests` in results.json.
 
-    `frames` holds one row a run for each matching. A test that cannot be carried out (too few seeds, a fit
-    that breaks down) has no numbers, outcome `undecided` and the reason in its details.
+    A test that cannot be carried out (too few seeds, too many runs missing, a fit that breaks down) has no
+    numbers, outcome `undecided` and the reason in its details.
     """
-    frame = frames[test.matching]
+    frame = gathered.frames[test.matching]
+    cells = cells_of(test, gathered)
+    frame = frame[frame["cell"].isin(list(cells))].reset_index(drop=True)
     entry: Entry = {
         "id": test.id,
         "kind": test.kind,
@@ -40,68 +71,72 @@ def run_test(plan: Plan, test: AnyTest, frames: Mapping[Matching, pd.DataFrame])
         "outcome": "undecided",
         "matching": test.matching,
         "description": test.description,
-        **dict.fromkeys(("estimate", "stderr", "df", "p", "low", "high", "level")),
+        **dict.fromkeys(_NUMBERS),
         "runs": len(frame),
         "seeds": int(frame["seed"].nunique()),
+        # What was asked, word for word, so that an auditor need not trust this code with it.
+        "asked": test.model_dump(mode="json"),
+        "alpha": plan.reading_alpha,
         "details": {},
     }
     try:
+        check_missing(plan.matching.limits, frame, gathered.planned, cells)
+        enough_seeds(plan, entry["seeds"])
         match test:
             case SlopeTest():
                 found = _slope(plan, test, frame)
             case MixedTest():
-                found = _mixed(plan, test, frame)
+                found = _mixed(plan, test, frame, gathered, cross_check)
+            case ContrastTest():
+                found = _contrast(plan, test, frame)
             case TrendTest():
                 found = _trend(plan, test, frame)
             case TostTest():
                 found = _tost(plan, test, frame)
-        _enough(plan, found["seeds"])
+            case AnovaTest():
+                found = _anova(plan, test, frame)
+        enough_seeds(plan, found.get("seeds", entry["seeds"]))
     except (InputError, FitError) as error:
         return entry | {"details": {"reason": str(error)}}
     return entry | found
 
 
-def read_hypotheses(plan: Plan, tests: list[Entry]) -> tuple[list[Entry], list[Entry]]:
-    """Entries of `families` and `hypotheses` in results.json.
+def cells_of(test: AnyTest, gathered: Gathered) -> Collection[str]:
+    """Cells that a test is about."""
+    match test:
+        case ContrastTest():
+            return [*test.first, *test.second]
+        case TrendTest():
+            return [cell for level in test.levels for cell in level]
+        case TostTest():
+            return test.arms
+        case _:
+            return test.cells or list(gathered.planned)
 
-    A hypothesis' p is the largest of its tests' p, None if one is missing; Holm's adjustment counts that as
-    the family's `missing_p`. `condition met`: every condition of `met` holds and the adjusted p is at most
-    the family's alpha; `condition not met`: a condition of `not_met` holds; otherwise `undecided`.
+
+def levels_of(test: TrendTest, frame: pd.DataFrame) -> pd.DataFrame:
+    """Runs with the number of their `level`, from 1: those of a seed and level that has all of its cells.
+
+    A level's mean stands for all of its cells or for nothing. Raises `InputError` when a level has no runs.
     """
-    by_id = {test["id"]: test for test in tests}
-    families: list[Entry] = []
-    adjusted: dict[str, float] = {}
-    alphas: dict[str, float] = {}
-    p_values = {hypothesis.id: _largest(hypothesis, by_id) for hypothesis in plan.hypotheses}
-    for family in plan.families:
-        corrected = holm([p_values[member] for member in family.members], family.missing_p)
-        members = [
-            {"hypothesis": member, "p": p_values[member], "p_adjusted": p}
-            for member, p in zip(family.members, corrected, strict=True)
-        ]
-        adjusted |= dict(zip(family.members, corrected, strict=True))
-        alphas |= dict.fromkeys(family.members, family.alpha)
-        families.append({"id": family.id, "method": family.method, "alpha": family.alpha, "members": members})
-    hypotheses = [
-        {
-            "id": hypothesis.id,
-            "text": hypothesis.text,
-            "rule": _rule(hypothesis, alphas[hypothesis.id]),
-            "outcome": _outcome(hypothesis, by_id, adjusted[hypothesis.id] <= alphas[hypothesis.id]),
-            "p": p_values[hypothesis.id],
-            "p_adjusted": adjusted[hypothesis.id],
-        }
-        for hypothesis in plan.hypotheses
-    ]
-    return families, hypotheses
+    level_of = {cell: number for number, level in enumerate(test.levels, start=1) for cell in level}
+    rows = frame[frame["cell"].isin(list(level_of))]
+    rows = rows.assign(level=rows["cell"].map(level_of))
+    sizes = rows["level"].map({number: len(level) for number, level in enumerate(test.levels, start=1)})
+    rows = rows[rows.groupby(["seed", "level"])["cell"].transform("count") == sizes]
+    if rows["level"].nunique() < len(test.levels):
+        found = f"{rows['level'].nunique()} of {len(test.levels)} reached"
+        raise InputError("levels", found, "every level needs runs")
+    return rows
 
 
-def reading_alpha(plan: Plan) -> float:
-    """Alpha at which tests are read: 1 - level, free of the rounding of that difference."""
-    return round(1 - plan.intervals.level, 12)
+def permutation_seed(plan: Plan, test: str) -> int:
+    """Seed of a test's draws: it follows from the plan, like the seeds of the runs."""
+    return int(sha256_of([plan.key, "permutations", test])[:16], 16)
 
 
-def _enough(plan: Plan, seeds: int) -> None:
+def enough_seeds(plan: Plan, seeds: int) -> None:
+    """Raise `InputError` with fewer seeds than the plan analyses."""
     if seeds < plan.seeds.fewest_analysed:
         raise InputError("seeds", seeds, f"the plan tests on {plan.seeds.fewest_analysed} or more")
 
@@ -132,41 +167,70 @@ def _slope(plan: Plan, test: SlopeTest, frame: pd.DataFrame) -> Entry:
     }
 
 
-def _mixed(plan: Plan, test: MixedTest, frame: pd.DataFrame) -> Entry:
-    _enough(plan, int(frame["seed"].nunique()))
-    fit = fit_mixed(frame, plan.outcome(test.outcome).score, test.fixed, test.random)
+def _mixed(plan: Plan, test: MixedTest, frame: pd.DataFrame, gathered: Gathered, cross_check: bool) -> Entry:
+    if COVARIATE in test.fixed and not gathered.reliable(plan):
+        # Errors in a covariate adjust too little, and the rest looks like an effect.
+        mend = f"the plan asks for {plan.matching.minimum_reliability:g} before it adjusts for it"
+        raise InputError("reliability of the loss", gathered.reliability, mend)
+    level = plan.intervals.level
+    fit = fit_mixed(
+        frame,
+        plan.outcome(test.outcome).score,
+        test.fixed,
+        test.random,
+        level=level,
+        cross_check=cross_check,
+    )
     first = fit.terms[test.fixed[0]]
+    checked = fit.cross_check
+    if checked is not None and checked.agrees is False:
+        raise FitError(f"statsmodels finds another optimum ({checked})")
     return {
-        "outcome": "reported",
+        "outcome": sign_reading(first.low, first.high) if fit.converged else "undecided",
         "estimate": first.estimate,
         "stderr": first.se,
+        "df": first.df,
+        "p": Student(first.estimate, first.se, first.df).p(test.alternative) if fit.converged else None,
+        "low": first.low,
+        "high": first.high,
+        "level": level,
         "runs": fit.runs,
         "seeds": fit.clusters,
         "details": {
-            "terms": {
-                name: {"estimate": term.estimate, "stderr": term.se} for name, term in fit.terms.items()
-            },
+            "alternative": test.alternative,
+            "terms": {name: asdict(term) for name, term in fit.terms.items()},
             "loglik": fit.loglik,
             "theta": list(fit.theta),
             "sigma": fit.sigma,
             "singular": fit.singular,
             "converged": fit.converged,
-            "note": "no degrees of freedom, so no p and no interval: nothing is decided by this model",
+            "cross_check": checked and asdict(checked),
         },
     }
 
 
+def _contrast(plan: Plan, test: ContrastTest, frame: pd.DataFrame) -> Entry:
+    score, level = plan.outcome(test.outcome).score, plan.intervals.level
+    groups = (test.first, test.second)
+    found = contrast(frame, score, "cell", groups, "seed", alternative=test.alternative, level=level)
+    return {
+        "outcome": found.reading,
+        "estimate": found.estimate,
+        "stderr": found.se,
+        "df": found.df,
+        "p": found.p,
+        "low": found.low,
+        "high": found.high,
+        "level": level,
+        "runs": len(found.differences) * len([*test.first, *test.second]),
+        "seeds": len(found.differences),
+        "details": {"alternative": test.alternative, "differences": list(found.differences)},
+    }
+
+
 def _trend(plan: Plan, test: TrendTest, frame: pd.DataFrame) -> Entry:
-    level_of = {cell: number for number, level in enumerate(test.levels, start=1) for cell in level}
-    rows = frame[frame["cell"].isin(list(level_of))]
-    rows = rows.assign(level=rows["cell"].map(level_of))
-    # A level's mean stands for all of its cells or for nothing.
-    sizes = rows["level"].map({number: len(level) for number, level in enumerate(test.levels, start=1)})
-    rows = rows[rows.groupby(["seed", "level"])["cell"].transform("count") == sizes]
-    if rows["level"].nunique() < len(test.levels):
-        raise InputError(
-            "levels", f"{rows['level'].nunique()} of {len(test.levels)} reached", "every level needs runs"
-        )
+    rows = levels_of(test, frame)
+    seed = permutation_seed(plan, test.id)
     found = trend(
         rows,
         plan.outcome(test.outcome).score,
@@ -174,21 +238,23 @@ def _trend(plan: Plan, test: TrendTest, frame: pd.DataFrame) -> Entry:
         "seed",
         margin=test.margin,
         alternative=test.alternative,
-        alpha=reading_alpha(plan),
+        alpha=plan.reading_alpha,
         draws=test.draws,
-        # The draws follow from the plan, like the seeds.
-        seed=int(sha256_of([plan.sha256, "permutations", test.id])[:16], 16),
+        seed=seed,
     )
+    steps_held = found.noninferior_p <= plan.reading_alpha
+    required = test.steps == "required"
     return {
-        "outcome": found.reading,
+        "outcome": "monotone" if found.reading == "ordered" and steps_held else found.reading,
         "estimate": found.ebar2,
-        "p": found.p,
+        "p": max(found.p, found.noninferior_p) if required else found.p,
         "runs": len(rows[~rows["seed"].isin(found.incomplete)]),
         "seeds": found.clusters,
         "details": {
             "estimate": "E-bar-squared",
             "alternative": found.alternative,
             "draws": found.draws,
+            "seed": seed,
             "page": {"l": found.page, "p": found.page_p},
             "levels": [
                 {
@@ -201,6 +267,7 @@ def _trend(plan: Plan, test: TrendTest, frame: pd.DataFrame) -> Entry:
             ],
             "steps": [asdict(reversal) for reversal in found.reversals],
             "margin": found.margin,
+            "trend_p": found.p,
             "noninferior_p": found.noninferior_p,
             "incomplete_seeds": len(found.incomplete),
         },
@@ -208,7 +275,7 @@ def _trend(plan: Plan, test: TrendTest, frame: pd.DataFrame) -> Entry:
 
 
 def _tost(plan: Plan, test: TostTest, frame: pd.DataFrame) -> Entry:
-    alpha = reading_alpha(plan)
+    alpha = plan.reading_alpha
     score = plan.outcome(test.outcome).score
     found = tost(frame, score, "cell", test.arms, "seed", low=test.low, high=test.high, alpha=alpha)
     second = tost_by_pingouin(found.differences, test.low, test.high)
@@ -238,24 +305,11 @@ def _tost(plan: Plan, test: TostTest, frame: pd.DataFrame) -> Entry:
     }
 
 
-def _largest(hypothesis: Hypothesis, tests: Mapping[str, Entry]) -> float | None:
-    p_values = [tests[name]["p"] for name in hypothesis.p.max_of]
-    return None if None in p_values else max(p_values)
-
-
-def _outcome(hypothesis: Hypothesis, tests: Mapping[str, Entry], small: bool) -> str:
-    def holds(condition: Any) -> bool:
-        return tests[condition.test]["outcome"] in condition.reading
-
-    if any(holds(condition) for condition in hypothesis.not_met.any):
-        return "condition not met"
-    met = small and all(holds(condition) for condition in hypothesis.met.all)
-    return "condition met" if met else "undecided"
-
-
-def _rule(hypothesis: Hypothesis, alpha: float) -> str:
-    def say(conditions: Any, link: str) -> str:
-        return f" {link} ".join(f"{c.test} reads {' / '.join(c.reading)}" for c in conditions)
-
-    met, not_met = say(hypothesis.met.all, "and"), say(hypothesis.not_met.any, "or")
-    return f"met: {met}, and adjusted p <= {alpha:g}; not met: {not_met}; otherwise undecided"
+def _anova(plan: Plan, test: AnovaTest, frame: pd.DataFrame) -> Entry:
+    found = anova(frame, plan.outcome(test.outcome).score, list(test.factors), block=test.block)
+    terms = {name: asdict(term) for name, term in found.terms.items()}
+    return {
+        "outcome": "reported",
+        "runs": len(frame),
+        "details": {"type": test.type, "coding": "sum", "terms": terms},
+    }

@@ -7,19 +7,25 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from gradnoise.analysis.rows import table_of_means
+from gradnoise.analysis.student import mean_over_clusters
 from gradnoise.base.errors import InputError
 
 if TYPE_CHECKING:
     import pandas as pd
 
+# By its name: a 90 % interval leaves 5 % beyond each end. No analysis may choose another.
+_CI90_TAIL = 0.05
+
 
 @dataclass(frozen=True)
 class Tost:
-    """Mean paired difference, first arm minus second, against the margins `low` < 0 < `high`.
+    """Mean paired difference, first arm minus second, against the margins `low` < `high`.
 
     `p_low` tests difference <= low, `p_high` tests difference >= high, `p` is the larger of the two;
     `p_zero` is the two-sided test of no difference. `interval` has level 1 - 2 alpha, so it lies inside the
-    margins exactly when p < alpha; `ci90` is the same at alpha = .05.
+    margins exactly when p < alpha; `ci90` is the same at alpha = .05. `incomplete`: clusters left out because
+    an arm is missing.
 
     `reading`: `inside margins` (p <= alpha), `outside zero` (p_zero <= alpha), `both`, or `undecided`.
     """
@@ -38,6 +44,7 @@ class Tost:
     ci90: tuple[float, float]
     reading: str
     differences: tuple[float, ...]
+    incomplete: tuple[object, ...]
 
 
 def tost(
@@ -56,60 +63,33 @@ def tost(
     t_low = (mean(d) - low) / se,  t_high = (mean(d) - high) / se,  p = max(P(T > t_low), P(T < t_high)).
     Rows of one cluster and arm are averaged first: taking tasks or steps as replicates would find arms alike
     that are not. Clusters without both arms are left out. `low` and `high` are in the outcome's units; both
-    must be given.
+    must be given. For several pairs of arms, "all alike" needs every p (their maximum, no correction), and
+    "which are alike" needs `holm`.
 
-    Raises `InputError` unless low < high, two different arms exist, and at least 2 clusters have both.
+    Raises `InputError` unless low < high, two different arms exist, at least 2 clusters have both, their
+    differences vary, and the rows are usable (see `rows.used_rows`).
     Source: Schuirmann, Journal of Pharmacokinetics and Biopharmaceutics 1987.
     """
     if not low < high:
         raise InputError("low", low, f"must be below high ({high})")
     if arms[0] == arms[1]:
         raise InputError("arms", arms, "must be two different arms")
-    differences = paired_differences(frame, outcome, arm, arms, cluster)
-    return _tost(differences, low, high, alpha)
-
-
-def paired_differences(
-    frame: pd.DataFrame, outcome: str, arm: str, arms: tuple[object, object], cluster: str
-) -> tuple[float, ...]:
-    """First arm minus second in each cluster that has both, in the order of the clusters' names."""
-    means = frame.groupby([cluster, arm], sort=True)[outcome].mean().unstack(arm)
-    for name in arms:
-        if name not in means:
-            raise InputError(arm, name, f"must be one of {sorted(map(str, means.columns))}")
-    pairs = means[list(arms)].dropna()
-    if len(pairs) < 2:
-        raise InputError(cluster, f"{len(pairs)} pairs", "give at least 2 clusters with both arms")
-    return tuple(float(value) for value in pairs[arms[0]] - pairs[arms[1]])
-
-
-def _tost(differences: tuple[float, ...], low: float, high: float, alpha: float) -> Tost:
-    from scipy import stats
-
-    df = len(differences) - 1
-    mean = float(np.mean(differences))
-    se = float(np.std(differences, ddof=1) / np.sqrt(len(differences)))
-    if se == 0:
-        raise InputError("differences", mean, "do not vary between clusters, so they have no standard error")
-    p_low = float(stats.t.sf((mean - low) / se, df))
-    p_high = float(stats.t.cdf((mean - high) / se, df))
-    p_zero = float(2 * stats.t.sf(abs(mean) / se, df))
-    p = max(p_low, p_high)
+    pairs, incomplete = table_of_means(frame, outcome, cluster, arm, wanted=arms)
+    values = pairs.to_numpy(dtype=float)
+    differences = values[:, 0] - values[:, 1]
+    test = mean_over_clusters(differences, float(np.abs(values).max(initial=0)), "difference of the arms")
+    p_low, p_high = test.p("greater", null=low), test.p("less", null=high)
+    p, p_zero = max(p_low, p_high), test.p()
     readings = {
         (True, False): "inside margins",
         (False, True): "outside zero",
         (True, True): "both",
         (False, False): "undecided",
     }
-
-    def interval(tail: float) -> tuple[float, float]:
-        half = float(stats.t.isf(tail, df)) * se
-        return mean - half, mean + half
-
     return Tost(
-        difference=mean,
-        se=se,
-        df=df,
+        difference=test.estimate,
+        se=test.se,
+        df=int(test.df),
         p=p,
         p_low=p_low,
         p_high=p_high,
@@ -117,10 +97,11 @@ def _tost(differences: tuple[float, ...], low: float, high: float, alpha: float)
         low=low,
         high=high,
         alpha=alpha,
-        interval=interval(alpha),
-        ci90=interval(0.05),
+        interval=test.interval(alpha),
+        ci90=test.interval(_CI90_TAIL),
         reading=readings[p <= alpha, p_zero <= alpha],
-        differences=differences,
+        differences=tuple(differences.tolist()),
+        incomplete=incomplete,
     )
 
 

@@ -40,7 +40,8 @@ class Matched:
         Amounts are also given as `log10_updates`, `log10_sequences` and `log10_sum_lr`.
         """
         rows = self.rows[self.rows["matching"] == matching]
-        wide = rows.pivot(index=["run_id", "cell", "seed_index"], columns="quantity", values="value")
+        index = ["run_id", "cell", "seed_index", "batch", "learning_rate"]
+        wide = rows.pivot(index=index, columns="quantity", values="value")
         wide = wide.reset_index().rename(columns={"seed_index": "seed"})
         for amount in AMOUNTS:
             if amount in wide:

@@ -1,267 +1,242 @@
-"""Linear mixed models by restricted maximum likelihood (REML)."""
+"""Linear mixed models by restricted maximum likelihood (REML), with Kenward and Roger's inference."""
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
+from gradnoise.analysis.cross_check import CrossCheck, Ours, by_statsmodels
+from gradnoise.analysis.fixed_effects import (
+    Equivalence,
+    Term,
+    WaldTest,
+    linear_combination,
+    two_one_sided_tests,
+    wald_test,
+)
+from gradnoise.analysis.kenward_roger import KenwardRoger, coefficients, identifiable, kenward_roger
+from gradnoise.analysis.model_matrix import INTERCEPT, RandomBlock, fixed_matrix, numeric, random_blocks
+from gradnoise.analysis.reml import FitError, Model, lower_triangle, rotate
+from gradnoise.analysis.reml_search import maximise
 from gradnoise.base.errors import InputError
 
 if TYPE_CHECKING:
     import pandas as pd
 
+__all__ = ["CrossCheck", "Equivalence", "FitError", "MixedFit", "Term", "WaldTest", "fit_mixed"]
+
 Array = NDArray[np.float64]
 
 # lme4's isSingular uses the same bound on the same quantity, the diagonal of the relative Cholesky factor.
 _SINGULAR = 1e-4
-
-
-class FitError(ArithmeticError):
-    """The model could not be fitted to these rows."""
-
-
-@dataclass(frozen=True)
-class Term:
-    """A fixed effect: estimate and standard error in units of the outcome per unit of the predictor.
-
-    `t` is estimate / se. `df`, `p`, `low` and `high` are None: the library behind the fit has only a normal
-    approximation, which is far too narrow with few clusters, so nothing is reported instead.
-    """
-
-    estimate: float
-    se: float
-    t: float
-    df: float | None = None
-    p: float | None = None
-    low: float | None = None
-    high: float | None = None
+# What is left by rounding alone, relative to the outcome's spread.
+_ROUNDING = 1e-10
 
 
 @dataclass(frozen=True)
 class MixedFit:
     """A fitted model, in the units of the data.
 
-    `loglik` is the restricted log-likelihood in lme4's convention; `theta` the lower triangle, by columns,
-    of the Cholesky factor of the random effects' covariance divided by the residual variance; `sigma` the
-    residual standard deviation. `singular`: the optimum lies on the edge of the covariances, which is
-    common with few clusters and no reason to drop a term. `converged`: the optimiser's own word.
+    `terms` has the fixed effects, the intercept as "1"; `members` says which of them each term of the model
+    has. `loglik` is the restricted log-likelihood in lme4's convention and `sigma` the residual standard
+    deviation s. `theta` holds for each block of random effects, in the order of `random`, the lower triangle
+    by columns of the Cholesky factor L of their covariance divided by s^2: G = s^2 L L', diagonal of L >= 0;
+    a block is a cluster column, or a term of it when the terms are not correlated. `theta_names` names its
+    entries. The optimum can be certified from `theta` alone: the gradient M of -2 loglik in L L' has M L = 0
+    and no negative eigenvalue.
+
+    `singular`: the optimum lies on the edge of the covariances, which is common with few clusters and no
+    reason to drop a term. `converged`: that certificate holds. `runs` counts rows, `clusters` those of the
+    first cluster column. `cross_check` is None if it was switched off.
     """
 
     terms: Mapping[str, Term]
+    members: Mapping[str, tuple[str, ...]]
     loglik: float
     theta: tuple[float, ...]
+    theta_names: tuple[str, ...]
     sigma: float
     singular: bool
     converged: bool
     runs: int
     clusters: int
+    level: float
+    cross_check: CrossCheck | None
+    errors: KenwardRoger = field(repr=False, compare=False)
+
+    def contrast(self, weights: Mapping[str, float]) -> Term:
+        """The sum of weight x coefficient, with its own Kenward-Roger df; `InputError` for unknown names."""
+        return linear_combination(self._beta, self.errors, self._weights(weights), self.level)
+
+    def wald(self, names: Sequence[str]) -> WaldTest:
+        """F test that all named coefficients are 0; a term of the model stands for its coefficients.
+
+        With sum coding this is the type III test of a term. Raises `InputError` for unknown or no names.
+        """
+        named = [name for given in names for name in self.members.get(given, (given,))]
+        if not named or len(set(named)) < len(named):
+            raise InputError("names", list(names), "name at least one coefficient, and each once")
+        rows = np.array([self._weights({name: 1.0}) for name in named])
+        return wald_test(self._beta, self.errors, rows, tuple(named))
+
+    def equivalence(
+        self, weights: Mapping[str, float], low: float, high: float, alpha: float = 0.05
+    ) -> Equivalence:
+        """Two one-sided tests of a contrast against margins in the outcome's units, by Kenward-Roger t.
+
+        Raises `InputError` for unknown names, unless low < high, and for alpha outside (0, .5).
+        """
+        return two_one_sided_tests(self._beta, self.errors, self._weights(weights), low, high, alpha)
+
+    @property
+    def _beta(self) -> Array:
+        return np.array([term.estimate for term in self.terms.values()])
+
+    def _weights(self, weights: Mapping[str, float]) -> Array:
+        for name in weights:
+            if name not in self.terms:
+                raise InputError("coefficient", name, f"must be one of {list(self.terms)}")
+        vector = np.array([float(weights.get(name, 0.0)) for name in self.terms])
+        if not np.all(np.isfinite(vector)) or not np.any(vector):
+            raise InputError("weights", dict(weights), "give finite weights that are not all 0")
+        return vector
 
 
 def fit_mixed(
-    frame: pd.DataFrame, outcome: str, fixed: Sequence[str], random: Mapping[str, Sequence[str]]
+    frame: pd.DataFrame,
+    outcome: str,
+    fixed: Sequence[str],
+    random: Mapping[str, Sequence[str]],
+    *,
+    correlated: bool = True,
+    level: float = 0.95,
+    cross_check: bool = True,
 ) -> MixedFit:
     """Fit y = X b + Z u + e by REML, with u ~ N(0, G) per cluster and e ~ N(0, sigma^2 I).
 
-    `frame` has one row a run. X is an intercept and the numeric columns `fixed`. `random` names one cluster
-    column and its terms: "1" for the intercept, otherwise columns; G is unstructured.
+    `fixed` names columns and interactions ("total:phase") beside an intercept; columns that are not numeric
+    get sum coding (see `model_matrix.fixed_matrix`). `random` gives each cluster column its terms, "1" for
+    the intercept, otherwise columns: {"seed": ["1", "pne"]} is lme4's (1 + pne | seed), and several cluster
+    columns are crossed or nested as their values say. G is unstructured for each cluster column;
+    `correlated=False` keeps the terms of a cluster column independent (lme4's `||`). `level` is that of the
+    intervals. `cross_check` fits once more with statsmodels, which takes far longer than the fit.
 
-    Outcome and predictors are standardised for the fit and the answer is put back in the data's units (the
-    optimum is the same one): on the scale of accuracies optimisers stop early. statsmodels' MixedLM with
-    Powell's method, the only one of its optimisers that was right on every reference fit, finds the
-    neighbourhood; because its likelihood is infinite at a singular covariance, which is where few seeds often
-    lead, and its standard errors are up to 3 % off, the last step maximises the profiled likelihood itself.
+    Everything is standardised for the fit and put back: on the scale of accuracies optimisers stop early. A
+    predictor is shifted only where that leaves the model as it is. Standard errors and df: see
+    `kenward_roger`; they are never those of rows, also at a singular fit.
 
-    Raises `InputError` for unknown columns, missing values, fewer than 2 clusters or no spare rows, and
-    `FitError` when the fit breaks down.
-    Sources: Lindstrom and Bates, JASA 1988 (statsmodels); Bates et al., JSS 2015 (the profiled criterion).
+    Raises `InputError` for unknown columns, missing or infinite values, fewer than 2 clusters, too few
+    rows, or a level outside (0, 1), and `FitError` when a column does not vary, fixed terms are not
+    independent, or the rows cannot tell the variances from one another or leave no residual.
+    Sources: Bates et al., JSS 2015 (profiled criterion); Kenward and Roger, Biometrics 1997.
     """
-    design = _design(frame, outcome, list(fixed), random)
-    fit = _fit(design)
-    beta = design.spread * design.to_fixed @ fit.beta
-    beta[0] += design.mean
-    covariance = fit.scale * design.to_fixed @ fit.unit_covariance @ design.to_fixed.T
-    errors = design.spread * np.sqrt(np.diag(covariance))
-    relative = fit.factor @ fit.factor.T
-    theta = _cholesky(design.to_random @ relative @ design.to_random.T)
+    if not 0 < level < 1:
+        raise InputError("level", level, "must lie between 0 and 1")
+    y, x, blocks = (
+        numeric(frame, outcome),
+        fixed_matrix(frame, fixed),
+        random_blocks(frame, random, correlated=correlated),
+    )
+    _check_size(len(y), len(x.names), blocks)
+    mean, spread = _location(outcome, y)
+    standard_y = (y - mean) / spread
+    standard_x, to_fixed = _standardised(x.names, x.values)
+    if np.linalg.matrix_rank(standard_x, rtol=1e-8) < len(x.names):
+        raise FitError(f"the fixed terms {list(fixed)} are not independent of one another")
+    scaled = [_standardised(block.names, block.values) for block in blocks]
+    standard = [replace(block, values=values) for block, (values, _) in zip(blocks, scaled, strict=True)]
+    model = rotate(standard_x, [block.effects for block in standard], standard_y)
+    _check_identifiable(model, random)
+    best = maximise(model)
+    if best.scale < _ROUNDING**2:
+        raise FitError("the model leaves no residual")
+    beta = coefficients(model, best.factors)
+    errors = kenward_roger(model, best.factors, best.scale)
+    checked = None
+    if cross_check:
+        se = np.sqrt(np.diag(errors.covariance))
+        ours = Ours(best.loglik, beta, se, [factor @ factor.T for factor in best.factors])
+        checked = by_statsmodels(standard_x, standard, standard_y, ours)
+    estimates = spread * to_fixed @ beta
+    estimates[0] += mean
+    errors = errors.in_units(spread * to_fixed)
+    factors = [lower_triangle(back @ factor) for (_, back), factor in zip(scaled, best.factors, strict=True)]
     # |X' V^-1 X| and |V| change with the units: this is the log-likelihood of the data as given.
-    spare = len(design.y) - len(beta)
-    loglik = fit.loglik - spare * np.log(design.spread) + np.linalg.slogdet(design.to_fixed)[1]
+    loglik = best.loglik - model.spare * np.log(spread) + np.log(np.diag(to_fixed)).sum()
     return MixedFit(
         terms={
-            name: Term(float(b), float(se), float(b / se))
-            for name, b, se in zip(["1", *fixed], beta, errors, strict=True)
+            name: linear_combination(estimates, errors, weights, level)
+            for name, weights in zip(x.names, np.eye(len(x.names)), strict=True)
         },
+        members=x.members,
         loglik=float(loglik),
-        theta=tuple(float(theta[i, j]) for j in range(len(theta)) for i in range(j, len(theta))),
-        sigma=float(design.spread * np.sqrt(fit.scale)),
-        singular=bool(np.diag(_cholesky(relative)).min() < _SINGULAR),
-        converged=fit.converged,
-        runs=len(design.y),
-        clusters=len(np.unique(design.groups)),
+        theta=tuple(float(factor[i, j]) for factor in factors for i, j in _by_columns(len(factor))),
+        theta_names=tuple(
+            _entry_name(block, i, j) for block in blocks for i, j in _by_columns(len(block.names))
+        ),
+        sigma=float(spread * np.sqrt(best.scale)),
+        singular=min(float(np.diag(lower_triangle(factor)).min()) for factor in best.factors) < _SINGULAR,
+        converged=best.converged,
+        runs=len(y),
+        clusters=blocks[0].clusters,
+        level=level,
+        cross_check=checked,
+        errors=errors,
     )
 
 
-@dataclass(frozen=True)
-class _Design:
-    """The standardised model, and the way back: matrices from its coefficients to those of the data."""
-
-    y: Array
-    exog: Array
-    exog_re: Array
-    groups: NDArray[np.generic]
-    mean: float
-    spread: float
-    to_fixed: Array
-    to_random: Array
+def _check_size(rows: int, coefficients: int, blocks: Sequence[RandomBlock]) -> None:
+    if rows <= coefficients:
+        raise InputError("rows", rows, f"give more than the {coefficients} coefficients")
+    for block in blocks:
+        effects = block.clusters * len(block.names)
+        if rows <= effects:
+            raise InputError(
+                f"random: {block.cluster}", list(block.names), f"{effects} effects need more than {rows} rows"
+            )
 
 
-def _design(
-    frame: pd.DataFrame, outcome: str, fixed: list[str], random: Mapping[str, Sequence[str]]
-) -> _Design:
-    cluster, random_terms = _one_cluster(random)
-    slopes = [term for term in random_terms if term != "1"]
-    _check(frame, [outcome, *fixed, *slopes, cluster])
-    groups = frame[cluster].to_numpy()
-    y = frame[outcome].to_numpy(dtype=float)
-    if len(np.unique(groups)) < 2 or len(y) <= len(fixed) + 1:
-        raise InputError(cluster, f"{len(np.unique(groups))} clusters, {len(y)} rows", "give more runs")
-    columns = {name: frame[name].to_numpy(dtype=float) for name in dict.fromkeys([*fixed, *slopes])}
-    # Shifting a predictor leaves the model unchanged only where its slope has an intercept beside it.
-    centred = "1" in random_terms or not slopes
-    shift = {name: float(x.mean()) if centred else 0.0 for name, x in columns.items()}
-    scale = {name: float(x.std()) for name, x in columns.items()}
-    spread = float(y.std())
-    if spread == 0 or 0 in scale.values():
-        raise FitError("a column does not vary")
-    standard = {name: (x - shift[name]) / scale[name] for name, x in columns.items()} | {"1": np.ones_like(y)}
-    exog = np.column_stack([standard[name] for name in ["1", *fixed]])
-    if np.linalg.matrix_rank(exog) < exog.shape[1]:
-        raise FitError(f"the fixed terms {fixed} are not independent of one another")
-    return _Design(
-        y=(y - y.mean()) / spread,
-        exog=exog,
-        exog_re=np.column_stack([standard[term] for term in random_terms]),
-        groups=groups,
-        mean=float(y.mean()),
-        spread=spread,
-        to_fixed=_unstandardise(["1", *fixed], shift, scale),
-        to_random=_unstandardise(random_terms, shift, scale),
-    )
+def _check_identifiable(model: Model, random: Mapping[str, Sequence[str]]) -> None:
+    if not identifiable(model):
+        described = {cluster: list(terms) for cluster, terms in random.items()}
+        raise FitError(f"these rows cannot tell the variances of {described} and the residual apart")
+    if model.rest_df > 0 and model.rest < _ROUNDING**2:
+        raise FitError("the model leaves no residual")
 
 
-def _one_cluster(random: Mapping[str, Sequence[str]]) -> tuple[str, list[str]]:
-    if len(random) != 1 or not all(random.values()):
-        raise InputError("random", dict(random), "give one cluster column and at least one term")
-    ((cluster, terms),) = random.items()
-    return cluster, list(terms)
+def _location(name: str, values: Array) -> tuple[float, float]:
+    mean, spread = float(values.mean()), float(values.std())
+    if spread <= 1e-12 * float(np.abs(values).max()):
+        raise FitError(f"{name} does not vary")
+    return mean, spread
 
 
-def _check(frame: pd.DataFrame, names: Sequence[str]) -> None:
-    for name in names:
-        if name not in frame:
-            raise InputError("column", name, f"must be one of {list(frame.columns)}")
-        if frame[name].isna().any():
-            raise InputError(name, "missing value", "drop the row or give the value")
+def _standardised(names: Sequence[str], values: Array) -> tuple[Array, Array]:
+    """Columns scaled, and shifted where there is an intercept to take it; and the way back.
 
-
-@dataclass(frozen=True)
-class _Profile:
-    """The model at one `factor`, the Cholesky factor of the relative covariance of the random effects."""
-
-    loglik: float
-    beta: Array
-    unit_covariance: Array
-    scale: float
-    factor: Array
-    converged: bool = True
-
-
-def _fit(design: _Design) -> _Profile:
-    """Maximise the restricted likelihood: statsmodels to the neighbourhood, the exact profile to the end."""
-    from scipy.optimize import minimize
-
-    members = [design.groups == name for name in np.unique(design.groups)]
-    blocks = [(design.y[rows], design.exog[rows], design.exog_re[rows]) for rows in members]
-    size = design.exog_re.shape[1]
-    lower = np.tril_indices(size)
-
-    def profile(entries: Array) -> _Profile:
-        factor = np.zeros((size, size))
-        factor[lower] = entries
-        return _profile(blocks, factor)
-
-    starts = [np.eye(size)[lower]]
-    near = _statsmodels_factor(design)
-    if near is not None:
-        starts.insert(0, near[lower])
-    options = {"xatol": 1e-9, "fatol": 1e-12, "maxiter": 2000 * size, "maxfev": 2000 * size}
-    found = [
-        minimize(lambda entries: -profile(entries).loglik, start, method="Nelder-Mead", options=options)
-        for start in starts
-    ]
-    best = min(found, key=lambda result: float(result.fun))
-    fit = profile(best.x)
-    if not np.isfinite(fit.loglik):
-        raise FitError("the restricted log-likelihood is not finite")
-    return replace(fit, converged=bool(best.success))
-
-
-def _statsmodels_factor(design: _Design) -> Array | None:
-    from statsmodels.regression.mixed_linear_model import MixedLM
-
-    with warnings.catch_warnings():
-        # Its boundary warning is an absolute bound on variances and fires on every set of accuracies.
-        warnings.simplefilter("ignore")
-        try:
-            model = MixedLM(design.y, design.exog, groups=design.groups, exog_re=design.exog_re)
-            fit = model.fit(reml=True, method="powell")
-        except (np.linalg.LinAlgError, ValueError, ZeroDivisionError):
-            return None
-        relative = np.asarray(fit.cov_re) / fit.scale
-    return _cholesky(relative) if np.all(np.isfinite(relative)) else None
-
-
-def _profile(blocks: Sequence[tuple[Array, Array, Array]], factor: Array) -> _Profile:
-    """Restricted log-likelihood with the fixed effects and the residual variance s2 profiled out.
-
-    -1/2 [(n - p)(log(2 pi s2) + 1) + sum_i log|V_i| + log|sum_i X_i' V_i^-1 X_i|] with
-    V_i = I + Z_i F F' Z_i', s2 = residual sum of squares / (n - p).  Source: Bates et al., JSS 2015, eq. 41.
+    The way back is the matrix from coefficients of the new columns to coefficients of the given ones.
     """
-    columns = blocks[0][1].shape[1]
-    gram, log_det, n = np.zeros((columns + 1, columns + 1)), 0.0, 0
-    for y, x, z in blocks:
-        root = np.linalg.cholesky(np.eye(len(y)) + (z @ factor) @ (z @ factor).T)
-        whitened = np.linalg.solve(root, np.column_stack([x, y]))
-        gram += whitened.T @ whitened
-        log_det += 2 * float(np.log(np.diag(root)).sum())
-        n += len(y)
-    normal, right = gram[:columns, :columns], gram[:columns, columns]
-    beta = np.linalg.solve(normal, right)
-    # A residual of rounding size would make the likelihood whatever rounding makes it.
-    scale = max(float(gram[columns, columns] - right @ beta), 1e-12 * n) / (n - columns)
-    spare = n - columns
-    loglik = -0.5 * (spare * (np.log(2 * np.pi * scale) + 1) + log_det + np.linalg.slogdet(normal)[1])
-    return _Profile(float(loglik), beta, np.linalg.inv(normal), scale, factor)
+    standard, back = np.array(values, dtype=float), np.eye(len(names))
+    for k, name in enumerate(names):
+        if name == INTERCEPT:
+            continue
+        mean, spread = _location(name, values[:, k])
+        if INTERCEPT in names:
+            back[list(names).index(INTERCEPT), k] = -mean / spread
+            standard[:, k] -= mean
+        back[k, k] = 1 / spread
+        standard[:, k] /= spread
+    return standard, back
 
 
-def _unstandardise(terms: Sequence[str], shift: Mapping[str, float], scale: Mapping[str, float]) -> Array:
-    """Matrix from coefficients of (1, (x - shift) / scale) to coefficients of (1, x)."""
-    matrix = np.diag([1.0 if term == "1" else 1 / scale[term] for term in terms])
-    if "1" in terms:
-        for column, term in enumerate(terms):
-            if term != "1":
-                matrix[list(terms).index("1"), column] = -shift[term] / scale[term]
-    return matrix
+def _by_columns(size: int) -> list[tuple[int, int]]:
+    return [(i, j) for j in range(size) for i in range(j, size)]
 
 
-def _cholesky(matrix: Array) -> Array:
-    """Lower Cholesky factor that also exists for a singular covariance."""
-    values, vectors = np.linalg.eigh(matrix)
-    upper = np.linalg.qr((vectors * np.sqrt(np.maximum(values, 0))).T).R
-    signs = np.where(np.diag(upper) < 0, -1.0, 1.0)
-    return np.asarray(upper.T * signs, dtype=float)
+def _entry_name(block: RandomBlock, i: int, j: int) -> str:
+    names = block.names
+    return f"{block.cluster}: {names[i]}" if i == j else f"{block.cluster}: {names[i]}, {names[j]}"

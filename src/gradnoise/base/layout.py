@@ -4,7 +4,7 @@ Every function also takes Snakemake's wildcards (`"{study}"`) in place of values
 """
 
 RUN_TABLES = ("scores", "trajectory", "noise_events", "noise_parts")
-ANALYSIS_TABLES = ("matched", "flow", "curves", "explained")
+ANALYSIS_TABLES = ("matched", "fates", "flow", "curves", "explained")
 
 
 def plays(study: str) -> str:

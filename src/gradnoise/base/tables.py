@@ -217,6 +217,13 @@ FLOW = Table(
     ),
 )
 
+_FATE = Column("fate", "text", "analysed, excluded, unmatched, diverged, missing or not compared")
+
+FATES = Table(
+    "fates",
+    (*_RUN, _FATE, Column("rule", "text", "the exclusion that left the run out", "", True)),
+)
+
 CURVES = Table(
     "curves",
     (

@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Protocol
 
 import pyarrow as pa
@@ -35,8 +36,8 @@ class FigureModule(Protocol):
 FIGURES: tuple[FigureModule, ...] = (figure_01_exposure, figure_07_confounders, figure_12_flow)
 
 
-def draw(study: str) -> None:
-    """Write each figure of `study` as SVG, with its plot data beside it.
+def draw(study: str, into: Path | str = ".") -> None:
+    """Write each figure of `study` as SVG, with its plot data beside it, under the folder `into`.
 
     The plot data carries notes: `figure`, `title`, `caption` and `source_sha256`. Raises `InputError` when a
     source is missing or corrupt, and when a rehearsal would use a word of the registered study.
@@ -54,8 +55,9 @@ def draw(study: str) -> None:
             check_rehearsal(caption, f"caption of {spec.name}")
             check_rehearsal(image.decode(), layout.figure(study, spec.name, "svg"))
         notes = {"figure": spec.name, "title": spec.title, "caption": caption, "source_sha256": source}
-        write_table(layout.figure(study, spec.name, "parquet"), module.DATA, data, results["label"], notes)
-        write_bytes(layout.figure(study, spec.name, "svg"), image)
+        table, drawing = (Path(into, layout.figure(study, spec.name, suffix)) for suffix in ("parquet", "svg"))
+        write_table(table, module.DATA, data, results["label"], notes)
+        write_bytes(drawing, image)
 
 
 def source_sha256(study: str, spec: FigureSpec) -> str:

@@ -21,11 +21,12 @@ from pathlib import Path
 from typing import Literal
 
 from gradnoise.base import layout, strict_yaml
+from gradnoise.base.closure import closure_hashes
 from gradnoise.base.environment import LOCK, check_installed, installed
 from gradnoise.base.errors import InputError
 from gradnoise.base.files import canonical_json, full_disk_named, read_json, sha256, sha256_of, write_json
 from gradnoise.base.study import Strict, validated
-from gradnoise.provenance.closure import closure_hashes
+from gradnoise.registration.lockfile import lock_path
 
 # Packages whose installed version is recorded, whatever the phase.
 PACKAGES = (
@@ -91,7 +92,7 @@ class File(Strict):
 
 
 class Document(Strict):
-    """A YAML file by its meaning: SHA-256 of its canonical JSON, so a comment does not count."""
+    """A plan by its meaning, SHA-256 of its canonical JSON, so a comment does not count; a lock by its bytes."""
 
     path: str
     sha256: str
@@ -146,6 +147,7 @@ class Record(Strict):
     runs: tuple[Run, ...]
     pins: dict[str, str]
     plan: Document | None
+    lock: Document | None = None
     code: Code
     commit: Commit | None
     environment: Environment
@@ -202,6 +204,21 @@ def read_records(study: str, root: Path | str = ".") -> list[Record]:
     return sorted(records, key=lambda record: (record.end or record.start, record.id))
 
 
+def check_attempts(study: str, phase: str, name: str, maximum: int, retry_after: Sequence[str]) -> None:
+    """Refuse one attempt more at a job than its plan allows: too many, or after one that ended otherwise.
+
+    A run that finished is never run again under its plan, lest the better result be kept. Raises
+    `InputError`.
+    """
+    earlier = [record for record in read_records(study) if (record.phase, record.name) == (phase, name)]
+    if len(earlier) >= maximum:
+        raise InputError(f"{phase} {name}", f"{len(earlier)} attempts", f"the plan allows {maximum}")
+    ended = next((record for record in earlier if record.status not in retry_after), None)
+    if ended is not None:
+        mend = "the plan allows no further attempt; fetch its results with dvc pull, or rebuild in a scratch clone"
+        raise InputError(f"{phase} {name}", f"{ended.id} is {ended.status}", mend)
+
+
 def producers(records: Iterable[Record]) -> dict[tuple[str, str], Record]:
     """The newest finished record for each (path, SHA-256) that a job wrote; `records` come oldest first."""
     return {
@@ -229,6 +246,12 @@ def document_of(path: str) -> Document:
     return Document(path=path, sha256=sha256_of(strict_yaml.load(path)))
 
 
+def _lock_of(plan: str) -> Document | None:
+    """The lock of a registered plan; None for a rehearsal, which has none."""
+    path = lock_path(plan)
+    return Document(path=path.as_posix(), sha256=sha256(path)) if path.is_file() else None
+
+
 def layout_path(study: str, record_id: str) -> Path:
     """Where a record is."""
     return Path(layout.attempts(study), f"{record_id}.json")
@@ -250,6 +273,7 @@ def _started(job: Job) -> Record:
         runs=job.decided.runs,
         pins=job.decided.pins,
         plan=document_of(job.plan) if job.plan else None,
+        lock=_lock_of(job.plan) if job.plan else None,
         code=Code(sha256=sha256_of(code), files=code),
         commit=_commit(),
         environment=_environment(job),

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gradnoise.base import layout, strict_yaml
+from gradnoise.base.closure import code_closure
 from gradnoise.base.errors import InputError
 from gradnoise.base.files import canonical_json, sha256, sha256_of
 from gradnoise.base.study import study_path
-from gradnoise.provenance.closure import code_closure
 from gradnoise.provenance.manifest import read_manifest
 from gradnoise.provenance.records import (
     Decided,
@@ -212,8 +212,10 @@ class _Tracer:
                 raise TraceBreak(path, "no file", "a file of the code", meaning, REBUILD)
 
     def check_plan(self, record: Record) -> None:
-        """The plan means today what it meant then."""
+        """The plan means today what it meant then, and its lock has the same bytes."""
         plan = record.plan
+        if record.lock is not None:
+            self.unchanged(record.lock.path, record.lock.sha256, f"{record.id} ran under this lock")
         if plan is None or plan == self.plans.get(plan.path):
             return
         expected, meaning = (

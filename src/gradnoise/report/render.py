@@ -22,7 +22,9 @@ from gradnoise.figures.names import SPECS, FigureSpec
 
 KINDS = {
     "slope": "slope within seeds, t test over seeds",
-    "mixed": "mixed model, restricted maximum likelihood",
+    "mixed": "mixed model, restricted maximum likelihood, Kenward-Roger",
+    "contrast": "planned contrast, paired by seed",
+    "anova": "analysis of variance, type III, blocked by seed",
     "trend": "isotonic trend, permutations within seeds",
     "tost": "two one-sided tests, paired by seed",
 }
@@ -37,6 +39,8 @@ THRESHOLDS = {
     "draws": "Permutations of the trend",
     "reliability": "Least reliability of the validation loss",
     "fewest_seeds": "Fewest seeds a test is carried out on",
+    "missing": "Largest share of a test's runs that may be missing",
+    "missing_difference": "Largest difference in that share between cells",
 }
 
 
@@ -80,16 +84,19 @@ def render(study: str) -> None:
     Raises `InputError` when a source is missing or corrupt, and when a rehearsal's page would use a word of
     the registered study.
     """
+    write_bytes(layout.report(study), page(study).encode())
+
+
+def page(study: str) -> str:
+    """The page of a study as it must be; raises as `render` does."""
     results = cast("dict[str, Any]", read_json(layout.results(study)))
-    pictures = [picture(study, spec) for spec in SPECS]
-    path = layout.report(study)
-    html = _page(study, results, pictures)
+    html = fill(study, results, [picture(study, spec) for spec in SPECS])
     if results["label"] == "REHEARSAL":
-        wording.check_rehearsal(_without_data(html), path)
+        wording.check_rehearsal(_without_data(html), layout.report(study))
         for spec in SPECS:
             image = layout.figure(study, spec.name, "svg")
             wording.check_rehearsal(Path(image).read_text(encoding="utf-8"), image)
-    write_bytes(path, html.encode())
+    return html
 
 
 def picture(study: str, spec: FigureSpec) -> Picture:
@@ -137,7 +144,8 @@ def thresholds(given: Mapping[str, Any]) -> dict[str, Any]:
     return {THRESHOLDS.get(name, name.replace("_", " ").capitalize()): given[name] for name in names}
 
 
-def _page(study: str, results: Mapping[str, Any], pictures: list[Picture]) -> str:
+def fill(study: str, results: Mapping[str, Any], pictures: list[Picture], words: Any = wording) -> str:
+    """The template filled in; every number reaches it through the functions of `words`."""
     environment = Environment(
         loader=PackageLoader("gradnoise.report", "."),
         autoescape=True,
@@ -146,8 +154,9 @@ def _page(study: str, results: Mapping[str, Any], pictures: list[Picture]) -> st
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    for function in (wording.number, wording.threshold, wording.percent, wording.p_value, wording.counted):
-        environment.filters[function.__name__] = function
+    for name in ("number", "threshold", "percent", "p_value", "counted"):
+        environment.filters[name] = getattr(words, name)
+    environment.filters["zip"] = zip
     return environment.get_template("report.html.j2").render(
         study=study,
         results=results,
@@ -159,7 +168,7 @@ def _page(study: str, results: Mapping[str, Any], pictures: list[Picture]) -> st
         stages=STAGES,
         kinds=KINDS,
         thresholds=thresholds(results["thresholds"]),
-        interval=wording.interval,
+        interval=words.interval,
         results_path=layout.results(study),
     )
 

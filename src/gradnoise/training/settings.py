@@ -19,10 +19,10 @@ def job_runs(study: Study, block: str, cell: str, chunk: str) -> list[dict[str, 
     """The runs of a job: run_id, block, cell, seed_index and seed of each."""
     plan = load_plan(study.plan)
     indices = chunk_seeds(chunk)
-    seeds = derive_seeds(plan.sha256, indices.stop)
+    seeds = derive_seeds(plan.key, indices.stop)
     return [
         {
-            "run_id": run_id(plan.sha256, block, cell, index),
+            "run_id": run_id(plan.key, block, cell, index),
             "block": block,
             "cell": cell,
             "seed_index": index,

@@ -15,6 +15,7 @@ from gradnoise.analysis.analyse import analyse
 from gradnoise.base import layout, tables
 from gradnoise.base.errors import InputError
 from gradnoise.base.study import load_study
+from gradnoise.registration import load_plan
 
 ROOT = Path.cwd()
 Results = dict[str, Any]
@@ -60,7 +61,7 @@ def test_it_finds_what_was_put_in(results: Results) -> None:
     assert tests["icl-slope"]["low"] < 0.08 < tests["icl-slope"]["high"]
     assert tests["iwl-slope"]["low"] < -0.04 < tests["iwl-slope"]["high"]
     assert tests["icl-mixed"]["estimate"] == pytest.approx(tests["icl-slope"]["estimate"], abs=0.002)
-    assert tests["icl-trend"]["outcome"] == "ordered"
+    assert tests["icl-trend"]["outcome"] == "monotone"
     assert {name: entry["outcome"] for name, entry in by_id(results["hypotheses"]).items()} == {
         "H1": "condition met",
         "H3": "condition not met",
@@ -70,8 +71,10 @@ def test_it_finds_what_was_put_in(results: Results) -> None:
     assert (results["flow"]["finished"], results["flow"]["analysed"]) == (46, 30)
 
 
-def test_every_number_of_the_plan_is_reported_as_registered(results: Results) -> None:
+def test_every_number_of_the_plan_is_reported_as_registered(results: Results, folder: Path) -> None:
     tests = by_id(results["tests"])
+    asked = {test.id: test for test in load_plan(folder / "preregistration/rehearsal.yaml").tests}
+    assert list(tests) == list(asked)
     assert results["label"] == "REHEARSAL"
     assert results["descriptive"] == {
         "score": "icl",
@@ -86,8 +89,56 @@ def test_every_number_of_the_plan_is_reported_as_registered(results: Results) ->
     assert tests["icl-batch"]["level"] == 0.9
     assert tests["icl-batch"]["p"] == max(tests["icl-batch"]["details"][name] for name in ("p_low", "p_high"))
     assert by_id(results["hypotheses"])["H4"]["p"] == max(tests["icl-slope"]["p"], tests["iwl-slope"]["p"])
-    assert tests["icl-mixed"]["p"] is None
+    trend = tests["icl-trend"]
+    assert trend["p"] == max(trend["details"]["trend_p"], trend["details"]["noninferior_p"])
+    for name, test in tests.items():
+        assert test["asked"] == asked[name].model_dump(mode="json")
+        assert (test["alpha"], test["label"]) == (0.05, "REHEARSAL")
     assert results["matched_points"]["updates"] == {"unit": "updates", "value": 96, "interpolated": False}
+
+
+def test_the_mixed_model_has_the_degrees_of_freedom_of_its_seeds(results: Results) -> None:
+    mixed, slope = (by_id(results["tests"])[name] for name in ("icl-mixed", "icl-slope"))
+    # Small df make it stricter than a normal approximation, and never looser than the slopes of the seeds.
+    assert 2 < mixed["df"] <= 24
+    assert mixed["low"] < slope["estimate"] < mixed["high"]
+    assert mixed["details"]["cross_check"]["agrees"] in (True, None)
+    assert by_id(results["tests"])["icl-ancova"]["details"]["terms"].keys() == {"1", "log10_pne2", "loss_c"}
+
+
+def test_what_was_assigned_is_tested_too(results: Results) -> None:
+    tests = by_id(results["tests"])
+    contrast = tests["icl-assigned"]
+    assert contrast["outcome"] == "above zero"  # smaller batches have more noise, and ICL rises with it
+    assert contrast["estimate"] == pytest.approx(sum(contrast["details"]["differences"]) / 5)
+    terms = tests["icl-factors"]["details"]["terms"]
+    assert {"batch", "learning_rate", "batch:learning_rate", "seed"} == set(terms)
+    assert terms["batch"]["p"] < 1e-6
+    assert tests["icl-factors"]["outcome"] == "reported"
+
+
+def test_what_stands_beside_the_slope_agrees_with_it_and_decides_nothing(results: Results) -> None:
+    slope = by_id(results["tests"])["icl-slope"]
+    entries = {entry["method"]: entry for entry in results["sensitivity"]}
+    assert list(entries) == [
+        *("wild_cluster_bootstrap", "sign_flip", "cluster_robust", "studentised_bootstrap"),
+        *("window 0.02", "window 0.05", "unmatched"),
+    ]
+    for entry in entries.values():
+        assert (entry["test"], entry["label"]) == ("icl-slope", "REHEARSAL")
+        assert "outcome" not in entry
+    assert entries["sign_flip"]["p"] == entries["sign_flip"]["details"]["smallest_p"] == 2**-5
+    assert entries["cluster_robust"]["estimate"] == pytest.approx(slope["estimate"], abs=0.01)
+    assert entries["studentised_bootstrap"]["estimate"] == pytest.approx(slope["estimate"])
+    assert entries["wild_cluster_bootstrap"]["p"] < 0.05
+    assert entries["unmatched"]["runs"] == 30
+    assert entries["window 0.02"]["runs"] < entries["window 0.05"]["runs"] <= 30
+    rank, path = results["exploratory"]
+    assert "does not vary between clusters" in rank["details"]["reason"]  # made-up runs are in perfect order
+    assert {"a", "b", "total", "direct", "rho_at_zero"} <= set(path["details"])
+    (band,) = results["bands"]
+    assert (band["test"], len(band["levels"])) == ("icl-trend", 4)
+    assert 0.5 < band["bootstrap_coverage"] < 0.95  # what makes it descriptive
 
 
 def test_cells_of_one_run_have_no_deviation(results: Results) -> None:
@@ -169,7 +220,7 @@ def test_the_same_tables_give_the_same_bytes(folder: Path, monkeypatch: pytest.M
     files = sorted((folder / "results/quick/analysis").iterdir())
     before = [file.read_bytes() for file in files]
     analysed(folder, monkeypatch)
-    assert len(files) == 5
+    assert len(files) == 6
     assert [file.read_bytes() for file in files] == before
 
 
@@ -233,7 +284,16 @@ def test_a_cell_that_never_learns_stops_the_tests_that_need_it_and_is_counted(
     results = analysed(tmp_path, monkeypatch)
     tests = by_id(results["tests"])
     assert (tests["icl-trend"]["p"], tests["icl-trend"]["outcome"]) == (None, "undecided")
-    assert "3 of 4 reached" in tests["icl-trend"]["details"]["reason"]
+    for test in ("icl-trend", "icl-slope", "icl-mixed", "icl-factors"):
+        assert tests[test]["outcome"] == "undecided"
+        assert "shares missing differ by 1 between cells" in tests[test]["details"]["reason"]
+    assert tests["icl-batch"]["p"] is not None  # it needs other cells
+    (cell,) = (cell for cell in results["missing"] if cell["missing_share"])
+    assert cell == {
+        **{"cell": "b016-lr0.008", "planned": 5, "compared": 0, "missing_share": 1.0},
+        "bounds": {"icl": [0.0, 1.0], "iwl": [0.0, 1.0], "validation_loss": None},
+    }
+    assert results["fates"]["unmatched"] == 5
     assert tests["icl-slope"]["runs"] == 25
     assert tests["icl-slope-updates"]["runs"] == 30
     assert by_id(results["hypotheses"])["H1"]["outcome"] == "undecided"
@@ -255,6 +315,14 @@ def test_a_run_without_measurable_exposure_is_excluded_and_counted(
         29,
     )
     assert by_id(results["tests"])["icl-slope"]["runs"] == 29
+    fates = tables.read_table(tmp_path / layout.analysis("quick", "fates"), tables.FATES).to_pylist()
+    assert [(row["cell"], row["seed_index"], row["rule"]) for row in fates if row["fate"] == "excluded"] == [
+        ("b256-lr0.008", 0, "X1")
+    ]
+    assert results["fates"] == {
+        **{"analysed": 29, "excluded": 1, "unmatched": 0, "diverged": 0, "missing": 0},
+        "not compared": 16,
+    }
     # The level that lost one of its two cells in this seed is not half a level: the seed is incomplete.
     assert by_id(results["tests"])["icl-trend"]["details"]["incomplete_seeds"] == 1
 

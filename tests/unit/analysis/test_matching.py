@@ -5,7 +5,6 @@ import pandas as pd
 import pytest
 
 from gradnoise.analysis.explained import explained
-from gradnoise.analysis.flow import flow_of_runs, totals
 from gradnoise.analysis.matching import branch_table, match
 from gradnoise.analysis.reliability import reliability
 from gradnoise.base.errors import InputError
@@ -120,36 +119,6 @@ def test_no_finished_run_gives_empty_tables() -> None:
     scores, exposure = tables_of({A: [(50, 800, 0.5, 0.2)]})
     with pytest.raises(InputError, match="given twice"):
         branch_table(pd.concat([scores, scores]), exposure)
-
-
-def test_flow_counts_every_planned_run_once() -> None:
-    reached = [(50, 800, 0.1, 0.4), (100, 1600, 0.025, 0.6)]
-    runs = {A: reached, (A[0], 1): reached[:1], (A[0], 2): [(50, 800, None, 0)], B: reached}
-    scores, _ = tables_of(runs)
-    names = {key: run_id(PLAN.sha256, "race", *key) for key in runs}
-    rows = flow_of_runs(PLAN, STUDY, scores, {names[A], names[B]}, {names[B]})
-    cell = {row["stage"]: row["runs"] for row in rows if row["cell"] == A[0]}
-    assert cell == {"planned": 5, "started": 3, "finished": 2, "matched": 1, "excluded": 0, "analysed": 1}
-    # Nothing of the block that the plan does not match is called matched or analysed.
-    assert {row["stage"] for row in rows if row["block"] == "text"} == {"planned", "started", "finished"}
-    assert totals(rows) == {
-        "planned": 46,
-        "started": 4,
-        "finished": 3,
-        "matched": 2,
-        "excluded": 1,
-        "analysed": 1,
-    }
-
-
-def test_flow_refuses_runs_of_another_plan_and_matched_runs_that_never_finished() -> None:
-    scores, _ = tables_of({A: [(50, 800, 0.1, 0.4)], B: [(50, 800, None, 0)]})
-    with pytest.raises(InputError, match="no run of this plan"):
-        flow_of_runs(PLAN, STUDY, scores.assign(run_id="0" * 16), set(), set())
-    with pytest.raises(InputError, match="no run of this plan"):
-        flow_of_runs(PLAN, STUDY, scores.assign(cell="b256-lr0.008"), set(), set())
-    with pytest.raises(InputError, match="lost or counted twice"):
-        flow_of_runs(PLAN, STUDY, scores, {run_id(PLAN.sha256, "race", *B)}, set())
 
 
 def test_explained_is_within_seeds() -> None:

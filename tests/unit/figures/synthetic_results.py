@@ -128,7 +128,9 @@ def make_results(flow: Rows, label: str) -> dict[str, Any]:
             "title": "Rehearsal of the noise study",
             "path": "preregistration/rehearsal.yaml",
             "sha256": "0123456789abcdef" * 4,
+            "kind": "rehearsal",
             "prior_access": "pilot",
+            "lock": None,
         },
         "descriptive": {
             "score": "icl",
@@ -156,18 +158,56 @@ def make_results(flow: Rows, label: str) -> dict[str, Any]:
         },
         "cells": _cells(),
         "arms": _arms(),
+        "bands": [_band()],
+        "sensitivity": _beside({"test": "icl-slope-loss", "method": "sign_flip"}),
+        "exploratory": _beside({"id": "path", "kind": "mediation", "description": "exposure to IWL to ICL"}),
+        "deviations": [],
+        "deviated": None,
+        "missing": _missing(),
+        "fates": {
+            **{"analysed": 28, "excluded": 0, "unmatched": 1, "diverged": 1, "missing": 0},
+            "not compared": 2,
+        },
         "flow": {s: sum(row["runs"] for row in flow if row["stage"] == s) for s in STAGES},
     }
 
 
 def _hypothesis(id: str, text: str, outcome: str, p: float, p_adjusted: float) -> dict[str, Any]:
     rule = "met: icl-slope reads above zero; not met: icl-slope reads below zero"
-    return {"id": id, "text": text, "rule": rule, "outcome": outcome, "p": p, "p_adjusted": p_adjusted}
+    read = {"outcome": outcome, "p": p, "p_adjusted": p_adjusted, "label": "REHEARSAL"}
+    return {"id": id, "text": text, "rule": rule, **read}
+
+
+def _band() -> dict[str, Any]:
+    ends = {"low": [0.42, 0.45], "high": [0.61, 0.66], "bootstrap_low": [0.5, 0.52]}
+    ends |= {"fitted": [0.51, 0.55], "bootstrap_high": [0.53, 0.58]}
+    coverage = {"trials": 400, "bootstrap_coverage": 0.8375, "bootstrap_coverage_se": 0.0123}
+    return {"test": "icl-trend", "levels": [1, 2], "confidence": 0.95, **ends, **coverage}
+
+
+def _beside(about: dict[str, Any]) -> Rows:
+    """An entry with numbers, and one that could not be carried out."""
+    numbers = {"estimate": 0.0777, "stderr": None, "df": None, "p": 0.03125, "low": None, "high": None}
+    entry = about | {"label": "REHEARSAL", "level": 0.95, "runs": 30, "details": {}}
+    reason = {"details": {"reason": "seed: 1 slopes: give at least 2 seeds with 2 doses each"}}
+    return [entry | numbers, entry | dict.fromkeys(numbers) | reason]
+
+
+def _missing() -> Rows:
+    whole = {"planned": 5, "compared": 5, "missing_share": 0.0, "bounds": {"icl": [0.4, 0.4], "loss": None}}
+    lacking = {
+        "planned": 5,
+        "compared": 4,
+        "missing_share": 0.2,
+        "bounds": {"icl": [0.32, 0.52], "loss": None},
+    }
+    return [{"cell": "b016-lr0.002", **whole}, {"cell": "b256-lr0.008", **lacking}]
 
 
 def _tests() -> Rows:
     empty = dict.fromkeys(("estimate", "stderr", "df", "p", "low", "high", "level"))
     slope = {"kind": "slope", "hypothesis": "H1", "runs": 30, "seeds": 5, "details": {}}
+    slope["label"] = "REHEARSAL"
     numbers = {
         "loss": (0.09123456, 0.0123, 0.0504, 0.0571, 0.1254),
         "updates": (0.0834, 0.02, 0.0141, 0.0279, 0.1389),
@@ -196,12 +236,28 @@ def _tests() -> Rows:
         **empty,
         "id": "icl-mixed",
         "kind": "mixed",
-        "outcome": "reported",
+        "outcome": "above zero",
         "matching": "loss",
         "description": "mixed model of ICL on log10 exposure at matched loss",
         "estimate": 0.0917,
         "stderr": 0.0119,
-        "details": {"note": "no degrees of freedom, so no p"},
+        "df": 3.8571,
+        "p": 0.0021,
+        "details": {"singular": True, "alternative": "greater"},
+    }
+    terms = {
+        "batch": {"F": 12.345, "p": 0.0021, "robust_p": 0.0033},
+        "batch:learning_rate": {"F": 0.456, "p": 0.71, "robust_p": None},
+    }
+    factors = {
+        **slope,
+        **empty,
+        "id": "icl-factors",
+        "kind": "anova",
+        "outcome": "reported",
+        "matching": "loss",
+        "description": "batch size and learning rate in ICL at matched loss",
+        "details": {"terms": terms},
     }
     failed = {
         **slope,
@@ -213,7 +269,7 @@ def _tests() -> Rows:
         "description": "difference in ICL between two batches, at matched loss",
         "details": {"reason": "seeds: 2: the plan tests on 3 or more"},
     }
-    return [*rows, mixed, failed]
+    return [*rows, mixed, factors, failed]
 
 
 def _cells() -> Rows:

@@ -10,7 +10,7 @@ import pytest
 
 from gradnoise.base import strict_yaml
 from gradnoise.base.environment import pins
-from gradnoise.provenance.closure import code_closure
+from gradnoise.base.closure import code_closure
 from gradnoise.provenance.records import Decided, Job, Record, Run, attempt
 
 SOURCE = Path(__file__).parents[3] / "src"

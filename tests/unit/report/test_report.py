@@ -67,11 +67,22 @@ def test_every_result_is_on_the_page(rendered: Path) -> None:
     assert results["plan"]["sha256"] in text
     for hypothesis in results["hypotheses"]:
         assert hypothesis["text"] in text
-    assert "p = .0504 p = .101 undecided" in text
+    assert "p = .0504 p = .101 undecided REHEARSAL" in text
     assert "p < .001 p = .001 condition met" in text
     assert "p = .230 p = .230 condition not met" in text
     assert "0.0912 (s.e. 0.0123) 95% [0.0571, 0.125] p = .0504, df 4 30 runs, 5 seeds" in text
-    assert "no degrees of freedom, so no p" in text
+    assert "0.0917 (s.e. 0.0119) p = .002, df 3.86 (greater) singular fit" in text
+    assert "batch: F 12.3, p = .002 (HC3 p = .003)" in text
+    assert "batch:learning rate: F 0.456, p = .710 30 runs" in text
+    assert "icl-slope-loss sign flip REHEARSAL 0.0777 – p = .031 30" in text
+    assert "Exposure to IWL to ICL mediation REHEARSAL 0.0777" in text
+    assert "icl-slope-loss, sign flip: seed: 1 slopes: give at least 2 seeds" in text
+    assert "covered a level's true mean in 0.838 (s.e. 0.012) of the cases" in text
+    assert "2 0.550 [0.450, 0.660] [0.520, 0.580]" in text
+    assert "b256-lr0.008 4 of 5 [0.320, 0.520] –" in text
+    assert "analysed 28, excluded 0, unmatched 1, diverged 1" in text
+    assert "Trust level T0, as far as these files tell." in text
+    assert "Deviations" not in text
     assert "seeds: 2: the plan tests on 3 or more" in text
     assert "bits per character bits" in text
     assert "0.712 (0.012) 0.0151 (0.012) 5" in text
@@ -97,7 +108,7 @@ def test_a_study_without_noise_arms_has_no_table_of_them(rendered: Path, study: 
 
 def test_all_outcomes_look_alike(rendered: Path) -> None:
     cells = re.findall(
-        r"<td([^>]*)>(undecided|condition (?:not )?met)</td>", Path(layout.report("quick")).read_text()
+        r"<td([^>]*)>(undecided|condition (?:not )?met)<br>", Path(layout.report("quick")).read_text()
     )
     assert {outcome for _, outcome in cells} == {"undecided", "condition met", "condition not met"}
     assert len({attributes for attributes, _ in cells}) == 1
@@ -108,9 +119,10 @@ def test_matchings_stand_beside_each_other() -> None:
     assert [(row.kind, list(row.tests)) for row in rows] == [
         ("slope", ["loss", "updates", "tokens"]),
         ("mixed", ["loss"]),
+        ("anova", ["loss"]),
         ("tost", ["loss"]),
     ]
-    assert rows[2].description == "difference in ICL between two batches"
+    assert rows[3].description == "difference in ICL between two batches"
 
 
 @pytest.fixture
@@ -122,13 +134,55 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_a_registered_study_has_no_banner_and_may_use_its_words(rendered: Path, study: Path) -> None:
     results = _copy(rendered, study)
-    results["label"] = "REGISTERED"
+    register(results)
     results["hypotheses"][0]["outcome"] = "corroborated"
     write_json(layout.results("quick"), results)
     render("quick")
-    text = page().text
-    assert "corroborated" in text
+    text = plain(page().text)
+    assert "corroborated CONFIRMATORY" in text
     assert "REHEARSAL" not in text
+    assert "Trust level T3, as far as these files tell." in text
+    assert f"Its lock preregistration/plan.lock.json, SHA-256 {'ab' * 32}" in text
+
+
+def register(results: dict[str, Any]) -> None:
+    """Make a rehearsal's results those of a registered study."""
+    results["label"] = "REGISTERED"
+    results["plan"] |= {
+        "kind": "registered",
+        "lock": {"path": "preregistration/plan.lock.json", "sha256": "ab" * 32},
+    }
+    for entry in [*results["tests"], *results["hypotheses"]]:
+        entry["label"] = "CONFIRMATORY"
+    for entry in [*results["sensitivity"], *results["exploratory"]]:
+        entry["label"] = "EXPLORATORY"
+
+
+def test_a_deviation_is_told_and_both_results_are_shown(rendered: Path, study: Path) -> None:
+    results = _copy(rendered, study)
+    register(results)
+    results["tests"][0]["label"] = results["hypotheses"][0]["label"] = "CONFIRMATORY-DEVIATED"
+    changed = results["tests"][0] | {"outcome": "above zero", "estimate": 0.0888, "p": 0.0404}
+    results["deviated"] = {
+        "tests": [changed, *results["tests"][1:]],
+        "families": [],
+        "hypotheses": [results["hypotheses"][0] | {"outcome": "corroborated"}, *results["hypotheses"][1:]],
+    }
+    results["deviations"] = [
+        {
+            **{"id": "D1", "document": "plan", "pointer": "/matching/target", "registered": 0.05},
+            **{"actual": 0.06, "reason": "error-in-plan", "discovered": "after", "effect": "Less strict."},
+            "evidence": "docs/why.md",
+        }
+    ]
+    write_json(layout.results("quick"), results)
+    render("quick")
+    text = plain(page().text)
+    assert "D1, after the outcome was seen plan /matching/target: registered 0.05, done 0.06" in text
+    assert "error in plan. Less strict. Evidence: docs/why.md." in text
+    assert "H1 undecided, adjusted p = .101 corroborated, adjusted p = .101" in text
+    assert "icl-slope-loss undecided: 0.0912" in text
+    assert "above zero: 0.0888 [0.0571, 0.125], p = .040" in text
 
 
 def test_a_rehearsal_may_not(rendered: Path, study: Path) -> None:

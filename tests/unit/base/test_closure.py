@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from gradnoise.base.errors import InputError
-from gradnoise.provenance.closure import code_closure
+from gradnoise.base.closure import code_closure
 
 SOURCE = Path(__file__).parents[3] / "src"
 MODULES = sorted(
