@@ -12,7 +12,7 @@ for _threads in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
 
 import typer
 
-from gradnoise import __version__, phases
+from gradnoise import __version__, cli_plan, phases
 from gradnoise.base import layout
 from gradnoise.base.environment import pins
 from gradnoise.base.errors import InputError
@@ -38,6 +38,7 @@ phase = typer.Typer(
     epilog="Example: [bold]gradnoise run analyse --study quick[/bold]",
 )
 app.add_typer(phase, name="run")
+app.add_typer(cli_plan.app, name="plan")
 
 StudyName = Annotated[
     str,
@@ -232,6 +233,23 @@ def trace(
         print(f"gradnoise: broken: {fault}", file=sys.stderr)
         raise typer.Exit(1) from None
     show(found, study_label(load_study(found.step.record.study)))
+
+
+@app.command(epilog="Example: [bold]gradnoise audit --study quick[/bold]")
+def audit(
+    study: StudyName,
+    spot_runs: Annotated[
+        int, typer.Option(min=0, help="Training jobs to run again, chosen by hash; each takes its time.")
+    ] = 0,
+) -> None:
+    """Check a study against its plan, lock and history (A01 to A30); exit 1 on any breach.
+
+    The same goes to logs/STUDY-audit.json and logs/STUDY-audit.html. What a check means: docs/audit.md.
+    """
+    from gradnoise.provenance.audit.page import command
+
+    if status := command(study, spot_runs):
+        raise typer.Exit(status)
 
 
 @app.command(epilog="Example: [bold]gradnoise crate --study quick --output quick-crate.zip[/bold]")

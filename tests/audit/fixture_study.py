@@ -18,6 +18,7 @@ from gradnoise.base import layout
 from gradnoise.base.files import sha256
 from gradnoise.base.study import load_study
 from gradnoise.provenance.audit.registration import MODULES
+from gradnoise.registration.deviations import deviate
 from gradnoise.registration.locking import lock
 from gradnoise.registration.plan import load_plan
 
@@ -27,7 +28,7 @@ NAME = "fixture"
 PLAN = "preregistration/plan.yaml"
 PILOT = "preregistration/pilot/pilot.json"
 CONFIG = f"config/{NAME}.yaml"
-CELLS = ("b016-lr0.0015", "b032-lr0.002", "b064-lr0.002")
+CELLS = ("b016-lr0.0015", "b032-lr0.0015", "b064-lr0.0015")
 CHUNK = "s00-04"
 # Everything that a study's repository needs and that is not the study's own.
 SHARED = ("pyproject.toml", "requirements.lock", ".dvcignore", ".dvc/config")
@@ -89,6 +90,8 @@ def build(path: Path) -> Repository:
         cli.prepare(NAME)
         _lock()
         repository.commit("Lock")
+        _deviate(repository)
+        repository.commit("Deviation")
         _train()
         publish(repository)
     repository.commit("Results")
@@ -123,6 +126,15 @@ def _found(repository: Repository) -> None:
 def _lock() -> None:
     plan, study = load_plan(PLAN), load_study(NAME)
     lock(PLAN, dry_run(plan, study), reachability(plan), modules=MODULES)
+
+
+def _deviate(repository: Repository) -> None:
+    """A slip in the plan that is found before there is any outcome."""
+    evidence = "docs/slip.md"
+    repository.file(evidence).parent.mkdir()
+    repository.file(evidence).write_text("The slope at matched updates was meant to be tested one-sided.\n")
+    effect = "None on any hypothesis: the test is only reported."
+    deviate(PLAN, "/tests/3/alternative", "greater", reason="error-in-plan", evidence=evidence, effect=effect)
 
 
 def _train() -> None:

@@ -265,6 +265,14 @@ def tiny_plan() -> dict[str, object]:
             test |= {"levels": [[cell] for cell in reversed(RACE)], "draws": 999}
         if test["kind"] == "tost":
             test["arms"] = [RACE[0], RACE[-1]]
+        if test["kind"] == "contrast":
+            test |= {"first": [RACE[0]], "second": [RACE[-1]]}
+        if test["kind"] == "anova":
+            test["factors"] = ["batch"]
+    for truth in plan["power"]["truths"]:
+        if "shifts" in truth:
+            truth["shifts"] = {"icl": {RACE[0]: 0.05}}
+    plan["descriptive"]["band_trials"] = 100
     return plan
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import click
 import pytest
 import typer
-from tests.workflow.project import NAME, RACE, ROOT, TEXT, Project
+from tests.workflow.project import NAME, RACE, ROOT, TEXT, Project, make_tiny
 from tests.workflow.test_profiles import StubbedSlurm
 
 from gradnoise.cli import app
@@ -21,7 +21,7 @@ PAGES = [
     ROOT / "README.md",
     *(path for folder in ("docs", "benchmarks") for path in (ROOT / folder).glob("*.md")),
 ]
-STUDIES = {path.stem for path in (ROOT / "config").glob("*.yaml")} - {"config"}
+STUDIES = {*(path.stem for path in (ROOT / "config").glob("*.yaml")), "laptop"} - {"config"}
 RUN = ("gradnoise", "snakemake")
 # Examples that are not run: they need a network or a version that only the reader has, or change the copy.
 SHOWN = ("git", "dvc", "pip", "python", "python3.11", "ssh", "cd", ".", "source", "grep", "less", "cat")
@@ -61,7 +61,16 @@ def program(line: str) -> str:
 
 SHELL = [(page.relative_to(ROOT).as_posix(), line) for page in PAGES for line in lines(page)]
 WRITTEN = [example for name in HELP for example in HELP_EXAMPLES[name]]
-RUNNABLE = dict.fromkeys([*WRITTEN, *(line for _, line in SHELL if program(line) in RUN)])
+EXAMPLES = dict.fromkeys([*WRITTEN, *(line for _, line in SHELL if program(line) in RUN)])
+# Only for a registered plan, in this order.
+REGISTERED = ("lock", "timestamp", "deviate")
+
+
+def needs_registration(example: str) -> bool:
+    return example.split()[1:2] == ["plan"] and example.split()[2] in REGISTERED
+
+
+RUNNABLE = [example for example in EXAMPLES if not needs_registration(example)]
 
 
 def on_tiny(example: str) -> str:
@@ -83,6 +92,27 @@ def test_an_example_runs(shared: Project, tmp_path: Path, example: str) -> None:
     slurm = StubbedSlurm(tmp_path)
     path = f"{slurm.programs}:{shared.env['PATH']}"
     shared.run("bash", "-euc", on_tiny(example), PATH=path, STUB_SLURM=str(slurm.state))
+
+
+@pytest.mark.slow
+def test_examples_on_a_registered_plan_run(tmp_path: Path) -> None:
+    """A small study whose plan is registered: locked, stamped, and departed from, as the pages show it."""
+    project = make_tiny(tmp_path / "registered", tmp_path)
+    plan = f"preregistration/{NAME}.yaml"
+    project.edit(plan, lambda text: text.replace('"rehearsal"', '"registered"'))
+    project.edit(plan, lambda text: re.sub(r'"simulations": \d+', '"simulations": 4', text))
+    project.run("gradnoise", "run", "prepare", "--study", NAME)
+    project.git("commit", "--quiet", "--all", "--message", "A registered plan")
+    examples = [example for example in EXAMPLES if needs_registration(example)]
+    shown = {example.split()[2] for example in examples}
+    assert shown == set(REGISTERED)
+    for command in REGISTERED:
+        for example in (example for example in examples if example.split()[2] == command):
+            lock = project.path / f"preregistration/{NAME}.lock.json"
+            if command == "lock":
+                lock.unlink(missing_ok=True)
+            project.run("bash", "-euc", on_tiny(example))
+            assert lock.is_file()
 
 
 @pytest.mark.slow

@@ -73,6 +73,9 @@ def isotonic_band(
     are not usable (see `rows.used_rows`).
     Source on the bootstrap: Sen, Banerjee and Woodroofe, Annals of Statistics 2010.
     """
+    for name, number in (("draws", draws), ("trials", trials)):
+        if number < 2:
+            raise InputError(name, number, "must be 2 or more")
     complete, incomplete = table_of_means(frame, outcome, cluster, level)
     levels = tuple(complete.columns)
     if len(complete) < 2 or len(levels) < 2:

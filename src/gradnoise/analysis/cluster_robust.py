@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from gradnoise.analysis.rows import memberships, used_rows
-from gradnoise.analysis.student import Student
+from gradnoise.analysis.student import ROUNDING, Student
 from gradnoise.base.errors import InputError
 
 if TYPE_CHECKING:
@@ -92,11 +92,13 @@ def cr2(design: Array, outcome: Array, clusters: ArrayLike) -> tuple[Array, Arra
         raise InputError("cluster", f"{len(groups)} clusters", "give at least 2")
     if np.linalg.matrix_rank(design) < design.shape[1]:
         raise InputError("predictors", f"{design.shape[1]} columns", "must be linearly independent")
-    # X = Q R: H = Q Q' and X (X'X)^-1 = Q R^-T, without squaring the condition of X.
     q, r = np.linalg.qr(design)
+    residuals = outcome - q @ (q.T @ outcome)
+    if np.abs(residuals).max() <= ROUNDING * np.abs(outcome).max():
+        raise InputError("outcome", "no residual variation", "is explained without error")
+    # X = Q R: H = Q Q' and X (X'X)^-1 = Q R^-T, without squaring the condition of X.
     influence = np.linalg.solve(r, q.T).T
     beta = influence.T @ outcome
-    residuals = outcome - design @ beta
     left = np.eye(len(design)) - q @ q.T
     weighted = [_inverse_root(left[np.ix_(g, g)]) @ influence[g] for g in groups]
     scores = np.array([w.T @ residuals[g] for w, g in zip(weighted, groups, strict=True)])

@@ -39,7 +39,7 @@ class Term:
 
 @dataclass(frozen=True)
 class WaldTest:
-    """All of `names` are 0: F = `scale` x Wald statistic / `numerator_df`, with Kenward-Roger scale and df."""
+    """All of `names` are 0: F = `scale` x Wald statistic / `numerator_df`, scale and df by Kenward-Roger."""
 
     names: tuple[str, ...]
     f: float

@@ -106,6 +106,8 @@ def trend(
 
     if not margin >= 0:
         raise InputError("margin", margin, "must be 0 or more")
+    if not 0 < alpha < 1:
+        raise InputError("alpha", alpha, "must lie between 0 and 1")
     if draws < 1:
         raise InputError("draws", draws, "must be 1 or more")
     complete, incomplete = table_of_means(frame, outcome, cluster, level)

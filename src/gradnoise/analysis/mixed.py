@@ -156,10 +156,11 @@ def fit_mixed(
         raise FitError("the model leaves no residual")
     beta = coefficients(model, best.factors)
     errors = kenward_roger(model, best.factors, best.scale)
+    singular = min(float(np.diag(lower_triangle(factor)).min()) for factor in best.factors) < _SINGULAR
     checked = None
     if cross_check:
         se = np.sqrt(np.diag(errors.covariance))
-        ours = Ours(best.loglik, beta, se, [factor @ factor.T for factor in best.factors])
+        ours = Ours(best.loglik, beta, se, [factor @ factor.T for factor in best.factors], singular)
         checked = by_statsmodels(standard_x, standard, standard_y, ours)
     estimates = spread * to_fixed @ beta
     estimates[0] += mean
@@ -179,7 +180,7 @@ def fit_mixed(
             _entry_name(block, i, j) for block in blocks for i, j in _by_columns(len(block.names))
         ),
         sigma=float(spread * np.sqrt(best.scale)),
-        singular=min(float(np.diag(lower_triangle(factor)).min()) for factor in best.factors) < _SINGULAR,
+        singular=singular,
         converged=best.converged,
         runs=len(y),
         clusters=blocks[0].clusters,

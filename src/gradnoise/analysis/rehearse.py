@@ -86,9 +86,9 @@ def rehearse(study: str, truth: str, folder: Path | str, number: int = 0) -> Pat
     """Carry out the whole phase `analyse` on one simulated study, and write its files into `folder`.
 
     They are the two tables of made-up runs, the analysis' tables and `results.json`, all labelled SIMULATED.
-    A registered plan is carried out as a rehearsal, whose words decide nothing. `number`: which of the truth's
-    simulations. Gives the path of `results.json`. Raises `InputError` for an unknown truth and for a folder
-    inside `results/`.
+    A registered plan is carried out as a rehearsal, whose words decide nothing. `number`: which of the
+    truth's simulations. Gives the path of `results.json`. Raises `InputError` for an unknown truth and for a
+    folder inside `results/`.
     """
     settings = load_study(study)
     plan = load_plan(settings.plan)

@@ -125,6 +125,8 @@ def resamples(clusters: int, draws: int, seed: int) -> tuple[NDArray[np.int64], 
 
     There are C(2 S - 1, S) different resamples, so up to 10 clusters `draws` = 99 999 lists them all.
     """
+    if draws < 1:
+        raise InputError("draws", draws, "must be 1 or more")
     if math.comb(2 * clusters - 1, clusters) > draws:
         generator = np.random.default_rng(seed)
         drawn = generator.multinomial(clusters, np.full(clusters, 1 / clusters), size=draws)
@@ -177,6 +179,8 @@ def wild_bootstrap(
     count = members.shape[1]
     others = np.column_stack([np.ones(len(rows)), rows[list(covariates)].to_numpy()])
     x, y = rows[predictor].to_numpy(), rows[outcome].to_numpy()
+    if draws < 1:
+        raise InputError("draws", draws, "must be 1 or more")
     if count < 2:
         raise InputError(cluster, f"{count} clusters", "give at least 2")
     design = np.column_stack([x, others])
@@ -184,6 +188,8 @@ def wild_bootstrap(
         raise InputError("predictors", [predictor, *covariates], "must vary and be linearly independent")
     fitted = others @ np.linalg.lstsq(others, y, rcond=None)[0]
     residuals = y - fitted
+    if np.abs(residuals).max() <= ROUNDING * np.abs(y).max():
+        raise InputError(outcome, "no residual variation", f"is explained without error and {predictor}")
     estimate, t = (float(value[0]) for value in _t_values(x, others, members, y[None]))
     exact = len(WEBB_WEIGHTS) ** count <= draws
     reached = drawn = 0

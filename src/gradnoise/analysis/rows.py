@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Real
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,8 +23,10 @@ def used_rows(frame: pd.DataFrame, numbers: Sequence[str], names: Sequence[str])
     that differ somewhere (tasks of one run, two cells of one level) are not repeated.
     """
     for column in (*names, *numbers):
-        if column not in frame:
-            raise InputError("column", column, f"must be one of {list(frame.columns)}")
+        if list(frame.columns).count(column) != 1:
+            raise InputError("column", column, f"must be one of {list(frame.columns)}, and there once")
+    if frame.empty:
+        raise InputError("rows", "none", "give at least one run")
     repeated = frame.duplicated()
     if repeated.any():
         row = frame.loc[repeated, [*names, *numbers]].iloc[0].to_dict()
@@ -33,10 +36,10 @@ def used_rows(frame: pd.DataFrame, numbers: Sequence[str], names: Sequence[str])
         if rows[column].isna().any():
             raise InputError(column, "missing value", "name it in every row or leave the row out")
     for column in numbers:
-        try:
-            values = rows[column].to_numpy(dtype=float)
-        except (TypeError, ValueError):
-            raise InputError(column, str(rows[column].dtype), "must hold numbers") from None
+        missing = rows[column].isna()
+        if not rows.loc[~missing, column].map(lambda value: isinstance(value, (Real, np.bool_))).all():
+            raise InputError(column, str(rows[column].dtype), "must hold numbers")
+        values = rows[column].to_numpy(dtype=float, na_value=np.nan)
         if not np.isfinite(values).all():
             raise InputError(column, "missing or infinite value", "mend it or leave the run out")
         rows[column] = values

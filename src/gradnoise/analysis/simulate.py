@@ -130,11 +130,18 @@ def _branches(block: Block, runs: pd.DataFrame) -> pd.DataFrame:
         points = branch_points(block, block.cell(run["cell"]))
         for branch, (trunk, at) in enumerate(points, start=1):
             anneal = anneal_updates(block, trunk)
-            about = {"branch": branch, "at": at, "trunk_sequences": trunk * run["batch"]}
-            updates = trunk + anneal
-            sum_lr = run["learning_rate"] * (trunk + anneal / 2)
-            amounts = {"updates": updates, "sequences": updates * run["batch"], "sum_lr": sum_lr}
-            rows.append({"run": number, **run, **about, **amounts})
+            rows.append(
+                {
+                    "run": number,
+                    **run,
+                    "branch": branch,
+                    "at": at,
+                    "trunk_sequences": trunk * run["batch"],
+                    "updates": trunk + anneal,
+                    "sequences": (trunk + anneal) * run["batch"],
+                    "sum_lr": run["learning_rate"] * (trunk + anneal / 2),
+                }
+            )
     return pd.DataFrame(rows)
 
 

@@ -34,9 +34,14 @@ class Student:
         return float(stats.t.sf(t, self.df) if alternative == "greater" else stats.t.cdf(t, self.df))
 
     def interval(self, tail: float) -> tuple[float, float]:
-        """Interval that leaves the share `tail` beyond each end: (1 - level) / 2."""
+        """Interval that leaves the share `tail` beyond each end: (1 - level) / 2.
+
+        Raises `InputError` unless that leaves something in between.
+        """
         from scipy import stats
 
+        if not 0 < 2 * tail < 1:
+            raise InputError("level", f"{1 - 2 * tail:g}", "must lie between 0 and 1")
         half = float(stats.t.isf(tail, self.df)) * self.se
         return self.estimate - half, self.estimate + half
 

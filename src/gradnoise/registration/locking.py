@@ -144,9 +144,7 @@ def _code(module: str) -> dict[str, str]:
     running = closure_hashes(module)
     for path in sorted(here | running):
         if here.get(path) != running.get(path):
-            raise InputError(
-                path, "is not the code that runs", "install this folder (make does it)"
-            )
+            raise InputError(path, "is not the code that runs", "install this folder (make does it)")
     return here
 
 

@@ -24,8 +24,8 @@ Every field of a plan, `preregistration/*.yaml`. This page and the JSON Schema f
 An edit here would be lost.
 
 A plan is YAML 1.2 and is read strictly. Refused, in one line that names the field: a key that is unknown,
-misspelt or given twice; anchors, aliases and tags; dates; NaN and infinities; a quoted number; a number that
-another version of YAML would read otherwise (`2e-2`, `012`, `1:30`) where a number is asked for.
+misspelt or given twice; anchors, aliases and tags; dates; NaN and infinities; a quoted number. `2e-2` is 0.02
+and `012` is 12; `1:30`, `no` and `yes` are texts, and so are refused where a number or `true` is asked for.
 
 Beyond what the tables say, a plan loads only if
 - every name it uses exists: outcomes, scores with their unit, cells, doses, tests, hypotheses;
@@ -69,10 +69,11 @@ def plan_reference() -> str:
     return "\n".join(sections)
 
 
-def write_reference() -> None:
-    """Write the schema and the page, from the repository root."""
+def write_reference() -> tuple[str, str]:
+    """Write the schema and the page, from the repository root; gives their paths."""
     write_json(SCHEMA, plan_schema())
     write_bytes(PAGE, plan_reference().encode())
+    return SCHEMA, PAGE
 
 
 def _models(path: str, model: Schema, defs: Schema) -> Iterator[tuple[str, Schema]]:

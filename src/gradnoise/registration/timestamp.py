@@ -25,7 +25,7 @@ from gradnoise.registration.lockfile import lock_path
 
 @dataclass(frozen=True)
 class Timestamp:
-    """Whether a token proves that the lock existed at `utc`, by the word of `authority`; or the reason why not."""
+    """Whether a token proves that the lock existed at `utc`, by the word of `authority`; if not, why."""
 
     verified: bool
     utc: str | None = None

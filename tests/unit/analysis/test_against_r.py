@@ -1,26 +1,29 @@
-"""The statistics against R's answers (tests/oracle/data) and against other libraries."""
+"""Slopes, equivalence, families and power against R's answers and against other libraries."""
 
-import json
-from pathlib import Path
+import re
 
 import numpy as np
 import pandas as pd
 import pingouin
 import pytest
+from scipy import stats
+from statsmodels.formula.api import mixedlm, ols
 from statsmodels.stats.multitest import multipletests
-from statsmodels.stats.weightstats import ttost_paired
+from statsmodels.stats.weightstats import ttost_ind, ttost_paired
+from tests.unit.analysis.oracle import D1, D2, D3, D5, D5_RUNS, D8, R_CENTRE, R
 
-from gradnoise.analysis import FitError, fit_mixed, holm, seed_slopes, tost, trend
-from gradnoise.analysis.equivalence import tost_by_pingouin
-from gradnoise.analysis.isotonic import _explained, ebar2, isotonic_curve, isotonic_fit
-from gradnoise.base.errors import InputError
-
-DATA = Path("tests/oracle/data")
-R = json.loads((DATA / "r_statistics.json").read_text())
-D1, D3, D5, D8 = (
-    pd.read_csv(DATA / f"{name}.csv")
-    for name in ("d1_balanced_ri", "d3_random_slope", "d5_null_between", "d8_twofactor")
+from gradnoise.analysis import (
+    FitError,
+    centre_covariate,
+    fit_mixed,
+    holm,
+    seed_slopes,
+    t_power,
+    tost,
+    tost_power,
 )
+from gradnoise.analysis.equivalence import tost_by_pingouin
+from gradnoise.base.errors import InputError
 
 
 @pytest.mark.parametrize(
@@ -89,12 +92,46 @@ def test_seed_slopes_are_rs() -> None:
     assert seed_slopes(D3, "icl", "pne", alternative="less").p == pytest.approx(1 - theirs["p"] / 2)
 
 
+def test_seed_slopes_given_a_covariate_are_rs() -> None:
+    slope, theirs = seed_slopes(D1, "icl", "pne", covariates=["loss"]), R["d1"]["seed_slopes"]
+    assert list(slope.slopes.values()) == pytest.approx(theirs["slopes"], rel=1e-9)
+    assert (slope.estimate, slope.t, slope.df, slope.p) == pytest.approx(
+        (theirs["mean"], theirs["t"], theirs["df"], theirs["p"]), rel=1e-9
+    )
+    assert (slope.low, slope.high) == pytest.approx(theirs["ci95"], rel=1e-9)
+    # A seed's line is where the covariate has its mean over all runs.
+    first = D1[D1["seed"] == "s0"].assign(loss=lambda rows: rows["loss"] - D1["loss"].mean())
+    assert slope.intercepts["s0"] == pytest.approx(ols("icl ~ pne + loss", first).fit().params["Intercept"])
+
+
 def test_a_seed_with_one_dose_has_no_slope_and_is_named() -> None:
     flat = D3.assign(pne=D3["pne"].where(D3["seed"] != "s0", 1.0))
     slope = seed_slopes(flat, "icl", "pne")
     assert slope.flat == ("s0",)
     assert slope.df == 6
     assert slope.runs == len(D3) - 7
+    # So has one whose covariate goes along with the dose.
+    along = D3.assign(loss=np.where(D3["seed"] == "s1", D3["pne"], D3["pne"] ** 2))
+    assert seed_slopes(along, "icl", "pne", covariates=["loss"]).flat == ("s1",)
+
+
+def test_what_seed_slopes_refuse() -> None:
+    for frame, message in (
+        (D3.assign(icl=D3["icl"].where(D3["level"] > 0)), "icl: missing or infinite"),
+        (D3.assign(pne=D3["pne"].where(D3["level"] > 0)), "pne: missing or infinite"),
+        (D3.assign(icl="high"), "icl: .* must hold numbers"),
+        (D3.assign(seed=D3["seed"].where(D3["level"] > 0)), "seed: missing value"),
+        (D3.drop(columns="pne"), "column: pne"),
+        (pd.concat([D3, D3[["icl"]]], axis=1), "column: icl: .* once"),
+        (D3.iloc[:0], "rows: none"),
+        (D3.assign(icl=0.1 * D3["pne"]), "does not vary"),
+        (D3[D3["seed"] == "s0"], "1 slopes"),
+        (pd.concat([D3, D3.iloc[3:4]]), "rows: .* given twice"),
+    ):
+        with pytest.raises(InputError, match=message):
+            seed_slopes(frame, "icl", "pne")
+    with pytest.raises(InputError, match="level: 95: must lie between 0 and 1"):
+        seed_slopes(D3, "icl", "pne", level=95)
 
 
 def test_tost_pairs_runs_not_rows_as_r_does() -> None:
@@ -104,6 +141,8 @@ def test_tost_pairs_runs_not_rows_as_r_does() -> None:
     assert found.df == theirs["df"]  # two rows of each seed and phase are one pair, not two
     assert found.p_zero == pytest.approx(theirs["p"], rel=1e-9)
     assert (found.difference / found.se) == pytest.approx(theirs["t"], rel=1e-9)
+    half = stats.t.ppf(0.95, 4) * found.se
+    assert found.ci90 == pytest.approx((found.difference - half, found.difference + half))
 
 
 @pytest.mark.parametrize(("low", "high"), [(-0.02, 0.02), (-0.03, 0.01), (0.0, 0.05), (-0.01, 0.04)])
@@ -152,65 +191,113 @@ def test_tost_leaves_out_unpaired_seeds_and_refuses_nonsense() -> None:
             tost(D1, "icl", "level", **arguments)
 
 
-def test_ebar2_isotonic_fits_and_page_are_rs() -> None:
-    wide = D1.pivot(index="seed", columns="level", values="icl").to_numpy()
-    assert ebar2(wide) == pytest.approx(R["d1"]["ebar2"]["E2"], rel=1e-9)
-    runs = D5.groupby(["seed", "level"])["icl"].mean().unstack().to_numpy()
-    assert ebar2(runs) == pytest.approx(R["d5"]["ebar2_runmeans"]["E2"], rel=1e-9)
-    assert isotonic_fit(runs.mean(axis=0)) == pytest.approx(R["d5"]["ebar2_runmeans"]["iso"], rel=1e-9)
-    for frame, name in ((D1, "d1"), (D3, "d3")):
-        found = trend(frame, "icl", "level", "seed", margin=0.02, draws=999)
-        assert found.page == R[name]["page"]["L"]
+@pytest.mark.parametrize(("paired", "answer"), [(True, "t_paired"), (False, "t_two")])
+def test_t_power_is_rs(paired: bool, answer: str) -> None:
+    # R leaves out the far tail, so its power is the smaller one.
+    ours = t_power(5, 0.02, 0.012, paired=paired)
+    assert 0 <= ours - R["power"][answer] < 1e-5
 
 
-@pytest.mark.parametrize(("predictor", "answer"), [("pne", "isoreg"), ("level", "isoreg_ties")])
-def test_isotonic_curve_averages_ties_like_r(predictor: str, answer: str) -> None:
-    x, fitted = isotonic_curve(D1[predictor].to_numpy(dtype=float), D1["icl"].to_numpy())
-    theirs = dict(zip(R["d1"][answer]["x"], R["d1"][answer]["yf"], strict=True))
-    assert list(x) == pytest.approx(sorted(theirs))
-    assert list(fitted) == pytest.approx([theirs[point] for point in sorted(theirs)], rel=1e-9)
+def test_power_grows_as_r_says_and_refuses_nonsense() -> None:
+    one_sided = t_power(5, 0.02, 0.012, "greater", paired=False)
+    assert one_sided == pytest.approx(R["power"]["t_one_sided"], rel=1e-9)
+    assert t_power(5, -0.02, 0.012, "less", paired=False) == pytest.approx(one_sided)
+    powers = [tost_power(clusters, -0.02, 0.02, 0.012) for clusters in range(3, 13)]
+    assert powers == pytest.approx(R["power"]["tost_paired"], rel=1e-9)
+    # At a margin the power is the error rate: with many seeds all of alpha, with few less.
+    assert tost_power(50, -0.02, 0.02, 0.012, difference=0.02) == pytest.approx(0.05, abs=1e-6)
+    assert tost_power(3, -0.02, 0.02, 0.05, difference=0.02) < 0.05
+    for arguments, message in (
+        ((1, -0.02, 0.02, 0.01), "clusters: 1"),
+        ((5, 0.02, 0.02, 0.01), "low: 0.02"),
+        ((5, -0.02, 0.02, 0.0), "sd: 0"),
+    ):
+        with pytest.raises(InputError, match=message):
+            tost_power(*arguments)
 
 
-def test_max_min_form_of_the_isotonic_fit_is_scikit_learns() -> None:
-    means = np.random.default_rng(3).normal(size=(200, 6))
-    means -= means.mean(axis=1, keepdims=True)
-    assert _explained(means) == pytest.approx([float((isotonic_fit(row) ** 2).sum()) for row in means])
+UNPAIRED = {
+    "ncss": (R["ncss"]["A"], R["ncss"]["B"], 110, R["ncss"]["pooled"], R["ncss"]["welch"]),
+    "d2": (
+        D2.loc[D2["source"] == "inject", "icl"].tolist(),
+        D2.loc[D2["source"] == "batch", "icl"].tolist(),
+        0.02,
+        R["d2"]["tost_pooled"],
+        R["d2"]["tost_welch"],
+    ),
+}
 
 
-def test_trend_sees_a_rise_a_fall_and_a_dip() -> None:
-    found = trend(D1, "icl", "level", "seed", margin=0.02, draws=9999)
-    assert (found.reading, found.p) == ("ordered", 1e-4)
-    falling = trend(D1, "icl", "level", "seed", margin=0.02, draws=9999, alternative="decreasing")
-    assert (falling.reading, falling.ebar2) == ("undecided", pytest.approx(0, abs=1e-12))
-    dip = D1.assign(icl=D1["icl"] - 0.08 * (D1["level"] == 3))
-    dipped = trend(dip, "icl", "level", "seed", margin=0.02, draws=9999)
-    assert dipped.reading == "reversal"
-    worst = min(dipped.reversals, key=lambda step: step.p)
-    assert (worst.lower, worst.upper) == (2, 3)
-    assert dipped.noninferior_p > 0.9
-    assert list(dipped.fitted.values()) == sorted(dipped.fitted.values())
-
-
-def test_trend_turned_round_is_the_same_trend() -> None:
-    rising = trend(D1, "icl", "level", "seed", margin=0.02, draws=999)
-    falling = trend(
-        D1.assign(icl=-D1["icl"]), "icl", "level", "seed", margin=0.02, draws=999, alternative="decreasing"
-    )
-    assert (falling.ebar2, falling.p, falling.reading) == (rising.ebar2, rising.p, rising.reading)
-    assert falling.reversals[0].difference == -rising.reversals[0].difference
-
-
-def test_trend_names_incomplete_seeds_and_repeats_its_draws() -> None:
-    missing = D1[~((D1["seed"] == "s1") & (D1["level"] == 3))]
-    found = trend(missing, "icl", "level", "seed", margin=0.02, draws=999, seed=7)
-    assert (found.clusters, found.incomplete) == (4, ("s1",))
-    assert trend(missing, "icl", "level", "seed", margin=0.02, draws=999, seed=7) == found
+@pytest.mark.parametrize("case", list(UNPAIRED))
+@pytest.mark.parametrize("variances", ["pooled", "unequal"])
+def test_statsmodels_and_pingouins_unpaired_tost_are_rs(case: str, variances: str) -> None:
+    # Published and synthetic vectors; the study pairs by seed, so it has no use for this test.
+    a, b, margin, pooled, welch = UNPAIRED[case]
+    theirs = pooled if variances == "pooled" else welch
+    p, lower, upper = ttost_ind(np.array(a), np.array(b), -margin, margin, usevar=variances)
+    assert p == pytest.approx(theirs["p_tost"], rel=1e-7)
+    assert lower == pytest.approx((theirs["t_lower"], theirs["p_lower"], theirs["df"]), rel=1e-7)
+    assert upper == pytest.approx((theirs["t_upper"], theirs["p_upper"], theirs["df"]), rel=1e-7)
+    again = pingouin.tost(a, b, bound=margin, paired=False, correction=variances == "unequal")
+    assert again["pval"].iloc[0] == pytest.approx(theirs["p_tost"], rel=1e-7)
+    test = stats.ttest_ind(a, b, equal_var=variances == "pooled")
+    interval = test.confidence_interval(0.90)
+    assert np.mean(a) - np.mean(b) == pytest.approx(theirs["diff"], rel=1e-9)
+    assert theirs["diff"] / test.statistic == pytest.approx(theirs["se"], rel=1e-7)
+    assert (interval.low, interval.high) == pytest.approx(theirs["ci90"], rel=1e-7)
 
 
 def test_holm_is_rs_and_a_missing_p_does_not_shrink_the_family() -> None:
     assert holm(R["holm"]["p"]) == pytest.approx(R["holm"]["holm"], rel=1e-12)
-    assert holm(R["holm"]["p"]) == pytest.approx(multipletests(R["holm"]["p"], method="holm")[1], rel=1e-12)
-    assert holm([0.01, None, 0.04]) == pytest.approx([0.03, 1.0, 0.08])
+    for theirs, method in (("hochberg", "simes-hochberg"), ("bonf", "bonferroni"), ("bh", "fdr_bh")):
+        ours = multipletests(R["holm"]["p"], method=method)[1]
+        assert ours == pytest.approx(R["holm"][theirs], rel=1e-12)
+    for missing in (None, float("nan")):
+        assert holm([0.01, missing, 0.04]) == pytest.approx([0.03, 1.0, 0.08])
     assert holm([]) == []
     with pytest.raises(InputError, match=r"p: 1\.2"):
         holm([0.1, 1.2])
+
+
+@pytest.mark.parametrize(
+    ("frame", "formula", "theirs"),
+    [
+        (D1, "icl ~ pne + lossc + C(seed, Sum)", R["d1"]["ols_seed_fixed"]),
+        (D1, "icl ~ pne + lossc", R["d1"]["ols_pooled"]),
+        (D5, "icl ~ pne", R["d5"]["ols_rows"]),
+        (D5_RUNS, "icl ~ pne", R["d5"]["ols_run_means"]),
+    ],
+    ids=["seed fixed", "pooled", "rows", "run means"],
+)
+def test_least_squares_of_statsmodels_is_rs(frame, formula, theirs) -> None:
+    # What a mixed model and CR2 are compared with; on rows its errors are half of those on runs.
+    fit = ols(formula, frame.assign(lossc=frame["loss"] - R_CENTRE) if "loss" in frame else frame).fit()
+    columns = (fit.params, fit.bse, fit.tvalues, fit.pvalues)
+    for column, key in zip(columns, ("Estimate", "Std. Error", "t value", "Pr(>|t|)"), strict=True):
+        for name, row in theirs.items():
+            seed = re.sub(r"^seed(\d)$", lambda found: f"C(seed, Sum)[S.s{int(found[1]) - 1}]", name)
+            ours = column["Intercept" if name == "(Intercept)" else seed]
+            assert ours == pytest.approx(row[key], rel=1e-8)
+
+
+def test_likelihood_ratio_of_statsmodels_is_rs() -> None:
+    with pytest.warns(UserWarning, match="boundary"):  # it warns on every fit to accuracies
+        full, null = (
+            mixedlm(f"icl ~ {terms}", D1, groups="seed").fit(reml=False, method="powell")
+            for terms in ("pne + loss", "loss")
+        )
+    theirs, chisq = R["d1"]["lrt_ml"], 2 * (full.llf - null.llf)
+    assert chisq == pytest.approx(theirs["chisq"], rel=1e-5)
+    assert stats.chi2.sf(chisq, theirs["df"]) == pytest.approx(theirs["p"], rel=1e-4)
+
+
+def test_a_covariate_is_centred_or_refused_where_it_is_measured_badly() -> None:
+    centred = centre_covariate(D1, "loss", value=0.97, minimum=0.95)
+    assert centred["loss_c"].mean() == pytest.approx(0, abs=1e-15)
+    assert list(centred["loss_c"] + D1["loss"].mean()) == pytest.approx(list(D1["loss"]))
+    assert "loss_c" not in D1
+    for value in (0.94, None, float("nan")):
+        with pytest.raises(InputError, match="reliability of loss"):
+            centre_covariate(D1, "loss", value=value, minimum=0.95)
+    with pytest.raises(InputError, match="loss: missing"):
+        centre_covariate(D1.assign(loss=np.nan), "loss", value=0.97, minimum=0.95)

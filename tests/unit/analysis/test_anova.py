@@ -27,7 +27,13 @@ def assert_is_rs(found: dict[str, pd.Series], theirs: dict[str, dict]) -> None:
     assert set(found) == set(theirs)
     for name, row in theirs.items():
         assert found[name]["df"] == row["Df"]
-        for ours, key in (("sum_sq", "Sum Sq"), ("F", "F value"), ("F", "F"), ("PR(>F)", "Pr(>F)")):
+        for ours, key in (
+            ("sum_sq", "Sum Sq"),
+            ("mean_sq", "Mean Sq"),
+            ("F", "F value"),
+            ("F", "F"),
+            ("PR(>F)", "Pr(>F)"),
+        ):
             if row.get(key) is not None:
                 assert found[name][ours] == pytest.approx(row[key], rel=1e-9)
 
@@ -66,7 +72,9 @@ def test_other_data_with_a_numeric_factor_is_rs() -> None:
 
 
 @pytest.mark.parametrize("design", list(DESIGNS))
-@pytest.mark.parametrize("answer", ["type1", "type2", "type3", "type2_seed", "type3_seed", "type2_hc3"])
+@pytest.mark.parametrize(
+    "answer", ["type1", "type2", "type3", "type2_seed", "type3_seed", "type2_hc3", "type3_hc3"]
+)
 def test_statsmodels_types_are_rs(design: str, answer: str) -> None:
     # The library behind `anova`, with its intercept, and at the types that the study does not use.
     blocks = "C(seed, Sum) + " if answer.endswith("seed") else ""
@@ -185,11 +193,14 @@ def test_pingouins_strata_and_welch_are_rs() -> None:
     for source, stratum in (("total", "total"), ("phase", "phase"), ("total * phase", "total:phase")):
         theirs, row = R["d8"]["rm_aov"][f"Error: seed:{stratum}"], strata.loc[source]
         effect, residual = theirs[stratum], theirs["Residuals"]
-        assert (row["SS"], row["F"], row["p_unc"]) == pytest.approx(
-            (effect["Sum Sq"], effect["F value"], effect["Pr(>F)"]), rel=1e-9
+        assert (row["SS"], row["MS"], row["F"], row["p_unc"]) == pytest.approx(
+            [effect[key] for key in ("Sum Sq", "Mean Sq", "F value", "Pr(>F)")], rel=1e-9
         )
         assert (row["ddof1"], row["ddof2"]) == (effect["Df"], residual["Df"])
-        assert row["MS"] / row["F"] == pytest.approx(residual["Mean Sq"], rel=1e-9)
+        left = row["MS"] / row["F"]
+        assert (left, left * row["ddof2"]) == pytest.approx(
+            (residual["Mean Sq"], residual["Sum Sq"]), rel=1e-9
+        )
     welch, theirs = (
         pingouin.welch_anova(D8, dv="icl", between="phase").iloc[0],
         R["d8"]["welch_anova_phase"],

@@ -29,9 +29,9 @@ def exposure(plan: Plan, values: dict[str, list[tuple[float, float, int]]]) -> p
             "block": block,
             "branch": k,
             "definition": name,
-            "value": v,
-            "stderr": se,
-            "events": n,
+            "value": value,
+            "stderr": stderr,
+            "events": events,
         }
         for run, branches in values.items()
         for k, (value, stderr, events) in enumerate(branches, start=1)

@@ -61,7 +61,9 @@ def test_cr2_with_an_intercept_for_each_seed_is_clubsandwichs() -> None:
     loss = D1["loss"] - R_CENTRE
     design = np.column_stack([np.ones(len(D1)), D1["pne"], loss, sum_coded(D1["seed"])])
     beta, se, df = cr2(design, D1["icl"].to_numpy(), D1["seed"])
-    for ours, key in ((beta, "beta"), (se, "se"), (df, "df")):
+    t = beta / se
+    p = 2 * stats.t.sf(np.abs(t), df)
+    for ours, key in ((beta, "beta"), (se, "se"), (df, "df"), (t, "t"), (p, "p")):
         assert ours == pytest.approx([term[key] for term in answer.values()], rel=1e-8)
     within = cluster_robust(D1, "icl", ["pne", "loss"], within=True)
     for name, key in (("pne", "pne"), ("loss", "lossc")):
@@ -209,6 +211,10 @@ def test_what_they_refuse() -> None:
         (lambda: cluster_robust(one, "icl", ["pne"]), "cluster: 1 clusters"),
         (lambda: cluster_robust(flat, "icl", ["pne"]), "linearly independent"),
         (lambda: cluster_robust(D1, "icl", []), "predictors: none"),
+        (lambda: cluster_robust(D1.assign(icl=0.3), "icl", ["pne"]), "no residual variation"),
+        (lambda: wild_bootstrap(D1.assign(icl=0.3), "icl", "pne"), "no residual variation"),
+        (lambda: wild_bootstrap(D1, "icl", "pne", draws=0), "draws: 0"),
+        (lambda: seed_bootstrap(SLOPES, draws=0), "draws: 0"),
         (lambda: cluster_robust(D1, "icl", ["dose"]), "column: dose"),
     ):
         with pytest.raises(InputError, match=message):

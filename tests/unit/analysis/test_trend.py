@@ -28,6 +28,7 @@ def test_ebar2_and_its_exact_p_are_rs(frame: pd.DataFrame, answer: dict) -> None
     assert found.p == pytest.approx(answer["p"], rel=1e-12)
     assert found.weights == pytest.approx(answer["weights"], rel=1e-13)
     assert list(found.fitted.values()) == pytest.approx(answer["iso"], rel=1e-12)
+    assert frame.groupby("level")["icl"].mean().tolist() == pytest.approx(answer["means"], rel=1e-12)
     assert found.runs == len(frame)
     turned = ebar2_test(frame.assign(icl=-frame["icl"]), "icl", "level", "decreasing")
     assert (turned.ebar2, turned.p) == (found.ebar2, found.p)
@@ -167,6 +168,7 @@ def test_trend_refuses_what_it_cannot_judge() -> None:
         (D1[D1["level"] < 2], {}, "2 levels"),
         (D1, {"margin": -0.01}, "margin: -0.01"),
         (D1, {"draws": 0}, "draws: 0"),
+        (D1, {"alpha": 5}, "alpha: 5"),
         (D1.assign(icl=D1["level"] / 10), {}, "step between levels"),
         (D1.assign(icl=D1["icl"].where(D1["level"] > 0)), {}, "icl: missing"),
         (pd.concat([D1, D1.iloc[:1]]), {}, "given twice"),

@@ -1,11 +1,14 @@
 """The plan decides, so a plan with any fault in it must not load."""
 
+import json
 from pathlib import Path
 
 import pytest
 
+from gradnoise.base import strict_yaml
 from gradnoise.base.errors import InputError
 from gradnoise.registration import load_plan
+from gradnoise.registration.kinds import TostTest
 
 REHEARSAL = Path("preregistration/rehearsal.yaml")
 
@@ -48,7 +51,21 @@ FAULTS = {
     "family of an unknown hypothesis": ("members: [H1, H3, H4]", "members: [H1, H3, H4, H9]", "H9"),
     "unknown test in p": ("p: {max_of: [icl-batch]}", "p: {max_of: [icl-bach]}", "icl-bach"),
     "unknown test in a rule": ("icl-batch, reading: [outside", "batch, reading: [outside", "not_met.any"),
-    "rule on a test without readings": ("p: {max_of: [icl-batch]}", "p: {max_of: [icl-mixed]}", "icl-mixed"),
+    "rule on a test without readings": (
+        "p: {max_of: [icl-batch]}",
+        "p: {max_of: [icl-factors]}",
+        "H3.p.max_of: icl-factors: must be one of",
+    ),
+    "p without a test that met needs": (
+        "p: {max_of: [icl-slope, icl-mixed, icl-trend]}",
+        "p: {max_of: [icl-slope, icl-trend]}",
+        "must hold icl-mixed, which met needs",
+    ),
+    "no falsification rule": (
+        "    not_met:\n      any:\n        - {test: icl-batch, reading: [outside zero]}\n",
+        "",
+        "not_met: missing",
+    ),
     "unknown reading": ("reading: [inside margins, both]", "reading: [equal]", "met.all"),
     "met and not met at once": ("reading: [outside zero]", "reading: [both]", "not_met"),
     "no way to be not met": (
@@ -95,6 +112,81 @@ FAULTS = {
     "random term without fixed one": ('{seed: ["1", log10_pne2]}', '{seed: ["1", log10_pne]}', "random"),
     "items as clusters": ("    cluster: seed\n    low", "    cluster: task\n    low", "cluster"),
     "study outside config": ("config: config/quick.yaml", "config: /etc/passwd", "config"),
+    "sexagesimal margin": ("    margin: 0.05 ", "    margin: 1:30 ", "margin"),
+    "no for a truth value": ("  crossed: true ", "  crossed: no ", "crossed"),
+    "quoted draws": ("    draws: 9999\n", '    draws: "9999"\n', "draws"),
+    "too few draws": ("    draws: 9999\n", "    draws: 99\n", "draws"),
+    "alias": ("  level: 0.95", "  level: *level", "alias"),
+    "tag": ("  level: 0.95", "  level: !!float 0.95", "tag"),
+    "merge key": ("  level: 0.95", "  level: 0.95\n  <<: {level: 0.5}", "<<"),
+    "margin per seed": ("    margin: 0.05 ", "    margin: [0.05] ", "margin"),
+    "truth value for a margin": ("    margin: 0.05 ", "    margin: true ", "margin"),
+    "exclusion on an outcome": ("column: exposure,", "column: icl,", "exclusions.0.column"),
+    "exclusion after the outcome": ("stage: before_outcome", "stage: after_outcome", "stage"),
+    "exclusion by another comparison": ('op: "<="', 'op: "!="', "op"),
+    "looks": ("  stopping: fixed ", "  stopping: sequential ", "stopping"),
+    "no stopping rule": ("  stopping: fixed ", "  # ", "stopping: missing"),
+    "seeds of one's own": ("  derive: hmac-sha256", "  derive: [1, 2, 3]", "derive"),
+    "a retry after a finished attempt": ("[started, failed]", "[started, finished]", "retry_after"),
+    "no attempt": ("  maximum: 3\n", "  maximum: 0\n", "attempts.maximum"),
+    "z instead of t": (
+        "degrees_of_freedom: kenward-roger\n    alternative: greater",
+        "degrees_of_freedom: none",
+        "freedom",
+    ),
+    "maximum likelihood": (
+        "    estimator: reml\n    degrees_of_freedom: kenward-roger\n    alternative: greater",
+        "    estimator: ml\n    degrees_of_freedom: kenward-roger\n    alternative: greater",
+        "estimator",
+    ),
+    "tasks as random": ('{seed: ["1", log10_pne2]}', '{task: ["1"]}', "random"),
+    "Treatment coding": ("    type: III\n", "    type: II\n", "type"),
+    "covariate at matched loss": (
+        "    fixed: [log10_pne2]\n",
+        "    fixed: [log10_pne2, loss_c]\n",
+        "icl-mixed.matching",
+    ),
+    "contrast of a cell with itself": (
+        "first: [b016-lr0.002, b016-lr0.008]",
+        "first: [b016-lr0.002, b256-lr0.008]",
+        "icl-assigned.first",
+    ),
+    "more missing runs than runs": ("    missing: 0.25\n", "    missing: 1.25\n", "limits.missing"),
+    "no limit on missing runs": ("    missing: 0.25\n", "", "limits.missing: missing"),
+    "monotone although steps are only reported": (
+        "    steps: required ",
+        "    steps: reported ",
+        "icl-trend.steps",
+    ),
+    "sensitivity of no slope": (
+        "  - test: icl-slope\n    methods",
+        "  - test: icl-batch\n    methods",
+        "sensitivity.test",
+    ),
+    "sensitivity by z": ("[wild_cluster_bootstrap, sign_flip", "[wald, sign_flip", "methods"),
+    "mediator that is the outcome": ("mediator: iwl,", "mediator: icl,", "icl-path.mediator"),
+    "no residual spread": ("run_sd: 0.02", "run_sd: 0", "run_sd"),
+    "truth about an unknown outcome": (
+        "slopes: {icl: 0.06, iwl: -0.06}",
+        "slopes: {icll: 0.06}",
+        "truths.rise.slopes: icll",
+    ),
+    "truth about an unknown cell": (
+        "shifts: {icl: {b016-lr0.002: 0.05}}",
+        "shifts: {icl: {b016: 0.05}}",
+        "truths.margin.shifts.icl: b016",
+    ),
+    "error of an unknown hypothesis": (
+        "wrong: {met: [H3]}",
+        "wrong: {met: [H2]}",
+        "truths.margin.wrong.met: H2",
+    ),
+    "pilot outside its folder": (
+        "prior_access: pilot\n",
+        "prior_access: pilot\n  pilot: [{path: ../x.json, sha256: " + "ab" * 32 + "}]\n",
+        "pilot.0.path",
+    ),
+    "registered with a rehearsal's name of a kind": ("kind: rehearsal", "kind: confirmatory", "kind"),
     "date for a title": ("  title: Rehearsal of", "  title: 2026-01-01\n  subtitle: Rehearsal of", "title"),
 }
 
@@ -116,8 +208,18 @@ def test_the_rehearsal_loads_and_its_hash_ignores_comments_and_order(tmp_path: P
     assert plan.matching.names == ("loss", "updates", "tokens")
     reworded = changed(tmp_path, "# The plan of the rehearsal study", "# A plan, of the rehearsal study")
     assert load_plan(reworded).sha256 == plan.sha256
-    reordered = changed(tmp_path, "  low: -0.05 ", "  # moved\n    low: -0.05 ")
+    document = strict_yaml.load(REHEARSAL)
+    reordered = tmp_path / "reordered.yaml"
+    reordered.write_text(json.dumps(dict(reversed(document.items()))))
     assert load_plan(reordered).sha256 == plan.sha256
+
+
+def test_numbers_are_those_of_yaml_1_2(tmp_path: Path) -> None:
+    """Other readers take the first for a text and the second for ten."""
+    tested = load_plan(changed(tmp_path, "    high: 0.05", "    high: 5e-2")).test("icl-batch")
+    assert isinstance(tested, TostTest)
+    assert tested.high == 0.05
+    assert load_plan(changed(tmp_path, "  maximum: 3\n", "  maximum: 012\n")).attempts.maximum == 12
 
 
 def test_any_value_changes_the_hash(tmp_path: Path) -> None:

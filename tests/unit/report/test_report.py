@@ -73,7 +73,7 @@ def test_every_result_is_on_the_page(rendered: Path) -> None:
     assert "0.0912 (s.e. 0.0123) 95% [0.0571, 0.125] p = .0504, df 4 30 runs, 5 seeds" in text
     assert "0.0917 (s.e. 0.0119) p = .002, df 3.86 (greater) singular fit" in text
     assert "batch: F 12.3, p = .002 (HC3 p = .003)" in text
-    assert "batch:learning rate: F 0.456, p = .710 30 runs" in text
+    assert "batch × learning rate: F 0.456, p = .710 30 runs" in text
     assert "icl-slope-loss sign flip REHEARSAL 0.0777 – p = .031 30" in text
     assert "Exposure to IWL to ICL mediation REHEARSAL 0.0777" in text
     assert "icl-slope-loss, sign flip: seed: 1 slopes: give at least 2 seeds" in text

@@ -1,1 +1,1 @@
-"""The audit: checks A01 to A30 of a study, each of which looks for itself and trusts nothing that it checks."""
+"""The audit: checks A01 to A30 of a study. Each looks for itself and trusts nothing that it checks."""

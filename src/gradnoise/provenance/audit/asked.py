@@ -1,4 +1,4 @@
-"""Checks of what was asked: each registered test once, with the registered values, and labelled as it may be."""
+"""Checks of what was asked: each registered test once, with the registered values, rightly labelled."""
 
 from __future__ import annotations
 
@@ -120,9 +120,8 @@ def _test_faults(evidence: Evidence) -> Iterator[str]:
         details, own = entry.get("details", {}), wanted["details"]
         for name in (name for name in _DETAILS if name in own):
             yield from map(str, differences(details.get(name), own[name], (wanted["id"], name)))
-    for entry, hypothesis in zip(
-        evidence.mirror.hypotheses(evidence.tests), evidence.results["hypotheses"], strict=False
-    ):
+    wanted_hypotheses = evidence.mirror.hypotheses(evidence.tests)
+    for entry, hypothesis in zip(wanted_hypotheses, evidence.results["hypotheses"], strict=False):
         for name in ("id", "text", "rule"):
             if hypothesis.get(name) != entry[name]:
                 yield f"hypothesis {entry['id']}: its {name} is not the plan's"
@@ -135,21 +134,19 @@ def _matched_faults(evidence: Evidence) -> Iterator[str]:
     """Table `matched` against the runs brought to the matched points once more."""
     path = layout.analysis(evidence.name, "matched")
     found: dict[tuple[str, str], dict[str, float]] = {}
-    for row in evidence.frame(path).itertuples():
-        found.setdefault((str(row.run_id), str(row.matching)), {})[str(row.quantity)] = float(row.value)  # type: ignore[arg-type]
-        run = evidence.planned.get(str(row.run_id))
-        cell = run and evidence.study.block(run.block).cell(run.cell)
-        place = (row.block, row.cell, row.seed_index, row.batch, row.learning_rate)
-        if (
-            run is None
-            or cell is None
-            or place != (run.block, run.cell, run.seed_index, cell.batch, cell.learning_rate)
-        ):
-            yield f"{path}: run {row.run_id} stands at another place than the design gives it"
+    for row in evidence.rows(path):
+        found.setdefault((row["run_id"], row["matching"]), {})[row["quantity"]] = row["value"]
+        run = evidence.planned.get(row["run_id"])
+        cell = evidence.study.block(run.block).cell(run.cell) if run else None
+        shown = [row[name] for name in ("block", "cell", "seed_index", "batch", "learning_rate")]
+        if run is None or cell is None:
+            yield f"{path}: run {row['run_id']} is not planned"
+        elif shown != [run.block, run.cell, run.seed_index, cell.batch, cell.learning_rate]:
+            yield f"{path}: run {row['run_id']} stands at another place than the design gives it"
     wanted = evidence.compared.matched
     for key in sorted(found.keys() | wanted.keys()):
         where = (path, f"run {key[0]} at matched {key[1]}")
-        if key not in found or key not in wanted:
-            yield f"{': '.join(where)}: {'should not be there' if key in found else 'is absent'}"
-        else:
+        if key in found and key in wanted:
             yield from map(str, differences(found[key], wanted[key], where))
+        else:
+            yield f"{': '.join(where)}: {'should not be there' if key in found else 'is absent'}"

@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from gradnoise.base.study import load_study, study_path
+
 # Each module enters its checks.
 from gradnoise.provenance.audit import (
     asked,
@@ -28,7 +30,7 @@ MODULES = (registration, history, runs, files, flow, asked, recompute, pages, de
 # What no tool can find; said on every page.
 LIMIT = (
     "No tool can find a study that was run in full, and in private, with other seeds before this plan was "
-    "written or locked, nor records that were forged as a whole by somebody with the time to train everything."
+    "written, nor records that were forged as a whole by somebody with the time to train everything."
 )
 _ORDER, _ANCHOR, _AGAIN = ("A03", "A04", "A10"), ("A30",), ("A27", "A28")
 _SEEDS = ("A02", "A06", "A08")
@@ -69,9 +71,12 @@ def audit(study: str, root: Path | str = ".", spot_runs: int = 0) -> Audit:
     """Carry out checks A01 to A30 on a study of the repository at `root`.
 
     `spot_runs`: so many training jobs are run again (A27, A28); they are chosen by the hash of the manifest.
-    A check that damaged files break is a breach of that check; nothing is raised for them.
+    A check that damaged files break is a breach of that check; nothing is raised for them. Raises
+    `InputError` for a study that does not exist.
     """
     with contextlib.chdir(root):
+        if not study_path(study).is_file():
+            load_study(study)
         evidence = Evidence(study, spot_runs)
         findings = tuple(CHECKS[name].find(evidence) for name in sorted(CHECKS))
         return Audit(study, _label(evidence), findings, levels(findings, _registered(evidence)))
@@ -109,13 +114,11 @@ def levels(findings: Iterable[Finding], registered: bool) -> tuple[Level, ...]:
         ("T4", "runs chosen by hash were trained again with the same result",
          _first(by_id, _AGAIN, ("breach", "not asked", "not applicable"))),
     )  # fmt: skip
-    return tuple(
-        Level(name, meaning, consistent is None and why is None, consistent or why or "")
-        for name, meaning, why in told
-    )
+    because = [(name, meaning, consistent or why) for name, meaning, why in told]
+    return tuple(Level(name, meaning, why is None, why or "") for name, meaning, why in because)
 
 
 def _first(by_id: dict[str, Finding], names: Iterable[str], bad: tuple[str, ...]) -> str | None:
     """The first of these checks with such a status, in words."""
-    found = next((by_id[name] for name in sorted(names) if by_id[name].status in bad), None)
-    return found and f"{found.id}: {found.status}"
+    said = (f"{name}: {by_id[name].status}" for name in sorted(names) if by_id[name].status in bad)
+    return next(said, None)

@@ -156,12 +156,11 @@ class Compared:
     def _frame(self, rows: list[dict[str, Any]]) -> pd.DataFrame:
         import pandas as pd
 
-        frame = pd.DataFrame(rows)
-        if rows:
-            frame = frame.sort_values(["cell", "seed"], ignore_index=True)
-            logs = np.log(frame[self.plan.matching.variable].to_numpy(dtype=float))
-            frame["loss_c"] = logs - logs.mean()
-        return frame
+        if not rows:
+            return pd.DataFrame(columns=["run_id", "cell", "seed", "batch", "learning_rate"])
+        frame = pd.DataFrame(rows).sort_values(["cell", "seed"], ignore_index=True)
+        logs = np.log(frame[self.plan.matching.variable].to_numpy(dtype=float))
+        return frame.assign(loss_c=logs - logs.mean())
 
 
 def _at(branches: list[Branch], variable: str, target: float) -> Branch | None:

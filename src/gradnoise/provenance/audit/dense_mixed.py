@@ -22,15 +22,29 @@ class Certificate:
     `score`: the largest violation of the conditions for a maximum of the restricted likelihood, in
     log-likelihood per natural unit of a covariance: the slope in G is zero, or where a variance is zero
     points outwards, and the slope in sigma^2 is zero. `least`: smallest eigenvalue of G in natural units.
-    `errors` and `df` are Kenward and Roger's, one a fixed effect.
+    `phi` is (X' V^-1 X)^-1, `adjusted` Kenward and Roger's covariance of the coefficients, `slopes` its
+    derivatives Phi P_r Phi, and `weights` twice the inverse of the information on the variances.
     """
 
     beta: Array
-    errors: Array
-    df: Array
+    phi: Array
+    adjusted: Array
+    slopes: Array
+    weights: Array
     loglik: float
     score: float
     least: float
+
+    def combination(self, weights: Array) -> tuple[float, float, float, float]:
+        """l' beta with its adjusted and its plain standard error and its degrees of freedom.
+
+        df = 2 (l' Phi l)^2 / sum_rs W_rs (l' Phi P_r Phi l) (l' Phi P_s Phi l).
+        """
+        plain = float(weights @ self.phi @ weights)
+        slopes = np.array([weights @ part @ weights for part in self.slopes])
+        df = 2 * plain**2 / float(slopes @ self.weights @ slopes)
+        error = float(np.sqrt(weights @ self.adjusted @ weights))
+        return float(weights @ self.beta), error, float(np.sqrt(plain)), df
 
 
 def covariance(theta: Sequence[float]) -> Array:
@@ -56,57 +70,53 @@ def certify(
     entries = [relative[a, b] for b in range(size) for a in range(b, size)]
     v = sigma**2 * sum((g * d for g, d in zip([*entries, 1.0], derivatives, strict=True)), np.zeros(1))
     inverse = np.linalg.inv(v)
-    phi = np.linalg.inv(x.T @ inverse @ x)
+    phi = np.asarray(np.linalg.inv(x.T @ inverse @ x), dtype=float)
     beta = phi @ x.T @ inverse @ y
     projected = inverse - inverse @ x @ phi @ x.T @ inverse
     spare = len(y) - x.shape[1]
     determinants = np.linalg.slogdet(v)[1] - np.linalg.slogdet(phi)[1]
     quadratic = float(y @ projected @ y)
-    errors, df = _kenward_roger(x, inverse, phi, derivatives)
+    adjusted, slopes, weights = _kenward_roger(x, inverse, phi, derivatives)
     score, least = _score(y, z, clusters, projected, relative, sigma)
     loglik = -0.5 * (spare * np.log(2 * np.pi) + determinants + quadratic)
-    return Certificate(beta, errors, df, float(loglik), score, least)
+    return Certificate(beta, phi, adjusted, slopes, weights, float(loglik), score, least)
 
 
 def optimum(y: Array, x: Array, z: Array, clusters: NDArray[np.intp]) -> tuple[Array, float]:
-    """G / sigma^2 and sigma that maximise the restricted likelihood, for a fit that no entry reports.
+    """G / sigma^2 and sigma that maximise the restricted likelihood, searched from small to large variances.
 
-    Searched over the lower triangle of L in natural units, from small to large variances.
+    Over the lower triangle L in natural units D, with G / sigma^2 = D L L' D and sigma profiled out: the
+    deviance log|V| + log|X' V^-1 X| + (n - p) log(y' P y) has the slope -4 D M D L in L.
     """
     from scipy.optimize import minimize
 
     size, spare = z.shape[1], len(y) - x.shape[1]
-    units = _units(z, clusters)
+    units, lower = _units(z, clusters), np.tril_indices(size)
     same = clusters[:, None] == clusters[None, :]
-    rows, columns = np.tril_indices(size)
 
-    def factor(entries: Array) -> Array:
-        lower = np.zeros((size, size))
-        lower[rows, columns] = entries
-        return units[:, None] * lower
-
-    def profile(entries: Array) -> tuple[float, float]:
-        v = np.eye(len(y)) + same * ((z @ factor(entries)) @ (z @ factor(entries)).T)
-        inverse = np.linalg.inv(v)
+    def at(entries: Array) -> tuple[float, Array, Array, float]:
+        triangle = np.zeros((size, size))
+        triangle[lower] = entries
+        relative = (units[:, None] * triangle) @ (units[:, None] * triangle).T
+        inverse = np.linalg.inv(np.eye(len(y)) + same * (z @ relative @ z.T))
         inner = x.T @ inverse @ x
-        left = y - x @ np.linalg.solve(inner, x.T @ inverse @ y)
-        residual = float(left @ inverse @ left)
-        determinants = np.linalg.slogdet(v)[1] + np.linalg.slogdet(inner)[1]
-        return float(determinants + spare * np.log(residual)), residual
+        projected = inverse - inverse @ x @ np.linalg.solve(inner, x.T @ inverse)
+        variance = float(y @ projected @ y) / spare
+        deviance = np.linalg.slogdet(inner)[1] - np.linalg.slogdet(inverse)[1] + spare * np.log(variance)
+        m = _slope(y / np.sqrt(variance), z, clusters, projected)
+        slope = -4 * np.outer(units, units) * m @ triangle
+        return float(deviance), slope[lower], relative, float(np.sqrt(variance))
 
-    best = None
-    for start in (0.3, 2.0, 8.0):
-        at = start * np.eye(size)[rows, columns]
-        for method in ("Powell", "BFGS"):
-            at = minimize(lambda entries: profile(entries)[0], at, method=method).x
-        if best is None or profile(at)[0] < profile(best)[0]:
-            best = at
-    assert best is not None
-    return factor(best) @ factor(best).T, float(np.sqrt(profile(best)[1] / spare))
+    starts = [scale * np.eye(size)[lower] for scale in (0.3, 2.0, 8.0)]
+    found = [
+        minimize(lambda e: at(e)[:2], s, jac=True, method="BFGS", options={"gtol": 1e-8}).x for s in starts
+    ]
+    _, _, relative, sigma = at(min(found, key=lambda entries: at(entries)[0]))
+    return relative, sigma
 
 
 def _units(z: Array, clusters: NDArray[np.intp]) -> Array:
-    """For each effect the relative standard deviation at which it shows as much as the residual, somewhere."""
+    """For each effect the relative standard deviation at which it shows as much as the residual."""
     most = np.max([(z[clusters == code] ** 2).sum(axis=0) for code in np.unique(clusters)], axis=0)
     return np.asarray(np.sqrt(1 / most))
 
@@ -123,13 +133,14 @@ def _derivatives(z: Array, clusters: NDArray[np.intp]) -> list[Array]:
     return [*found, np.eye(len(z))]
 
 
-def _kenward_roger(x: Array, inverse: Array, phi: Array, derivatives: Sequence[Array]) -> tuple[Array, Array]:
-    """Adjusted standard errors and degrees of freedom of each fixed effect.
+def _kenward_roger(
+    x: Array, inverse: Array, phi: Array, derivatives: Sequence[Array]
+) -> tuple[Array, Array, Array]:
+    """Adjusted covariance of the fixed effects, the slopes Phi P_r Phi, and the weights W.
 
     P_r = -X' V^-1 G_r V^-1 X,  Q_rs = X' V^-1 G_r V^-1 G_s V^-1 X,
     I_rs = tr(V^-1 G_r V^-1 G_s) - 2 tr(Phi Q_rs) + tr(Phi P_r Phi P_s),  W = 2 I^-1,
-    Phi_A = Phi + 2 Phi [sum_rs W_rs (Q_rs - P_r Phi P_s)] Phi; and for one coefficient l
-    df = 2 (l' Phi l)^2 / sum_rs W_rs (l' Phi P_r Phi l) (l' Phi P_s Phi l).
+    Phi_A = Phi + 2 Phi [sum_rs W_rs (Q_rs - P_r Phi P_s)] Phi.
     Source: Kenward and Roger, Biometrics 1997; Halekoh and Hojsgaard, Journal of Statistical Software 2014.
     """
     left = [inverse @ g for g in derivatives]
@@ -149,10 +160,18 @@ def _kenward_roger(x: Array, inverse: Array, phi: Array, derivatives: Sequence[A
         (w[r, s] * (q[r][s] - p[r] @ phi @ p[s]) for r in range(count) for s in range(count)),
         np.zeros_like(phi),
     )
-    adjusted = phi + 2 * phi @ u @ phi
-    slopes = np.array([np.diag(phi @ part @ phi) for part in p])
-    spread = np.einsum("rs,rk,sk->k", w, slopes, slopes)
-    return np.sqrt(np.diag(adjusted)), 2 * np.diag(phi) ** 2 / spread
+    return phi + 2 * phi @ u @ phi, np.array([phi @ part @ phi for part in p]), w
+
+
+def _slope(y: Array, z: Array, clusters: NDArray[np.intp], projected: Array) -> Array:
+    """M = dl/dG = -1/2 sum over clusters of (Z' P Z - Z' P y y' P Z)."""
+    right = projected @ y
+    found = np.zeros((z.shape[1], z.shape[1]))
+    for code in np.unique(clusters):
+        rows = clusters == code
+        shown = z[rows].T @ right[rows]
+        found -= 0.5 * (z[rows].T @ projected[np.ix_(rows, rows)] @ z[rows] - np.outer(shown, shown))
+    return found
 
 
 def _score(
@@ -160,19 +179,11 @@ def _score(
 ) -> tuple[float, float]:
     """Violation of the conditions for a maximum, and the least eigenvalue of G, in natural units.
 
-    M = dl/dG = -1/2 sum over clusters of (Z' P Z - Z' P y y' P Z). At a maximum over semidefinite G: M G = 0
-    and M has no positive eigenvalue. A natural unit of an effect is the standard deviation at which it
-    contributes as much as the residual to the cluster where it shows most.
+    At a maximum over semidefinite G: M G = 0 and M has no positive eigenvalue; tr P = y' P P y.
     """
-    right = projected @ y
-    size = z.shape[1]
-    m, unit = np.zeros((size, size)), _units(z, clusters)
-    for code in np.unique(clusters):
-        rows = clusters == code
-        part = z[rows]
-        shown = part.T @ right[rows]
-        m -= 0.5 * (part.T @ projected[np.ix_(rows, rows)] @ part - np.outer(shown, shown))
-    scaled, g = sigma**2 * m * np.outer(unit, unit), relative / np.outer(unit, unit)
-    residual = 0.5 * sigma**2 * abs(float(np.trace(projected) - right @ right)) / len(y)
+    unit = _units(z, clusters)
+    scaled = sigma**2 * _slope(y, z, clusters, projected) * np.outer(unit, unit)
+    g = relative / np.outer(unit, unit)
+    residual = 0.5 * sigma**2 * abs(float(np.trace(projected) - y @ projected @ projected @ y)) / len(y)
     outward = max(float(np.linalg.eigvalsh(scaled).max()), 0.0)
     return max(outward, float(np.abs(scaled @ g).max()), residual), float(np.linalg.eigvalsh(g).min())

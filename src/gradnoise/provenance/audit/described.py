@@ -1,4 +1,4 @@
-"""What is described and not tested, once more: cells, arms, reliability, missing runs, flow, bands, curves."""
+"""What is described and not tested, once more: cells, arms, reliability, flow, bands, curves."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from gradnoise.base.vocabulary import FATES, STAGES
 from gradnoise.evaluation.names import NAMES
-from gradnoise.provenance.audit.second_path import ROUNDING, Unable, seed_lines
+from gradnoise.provenance.audit.second_path import ROUNDING, Unable
 from gradnoise.provenance.audit.trends import draws_seed, isotonic
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ _REACHED = {
 def cells(compared: Compared) -> list[Entry]:
     """Mean, standard deviation and standard error of every score at the last branches of each cell's runs."""
     scores = compared.scores
-    units = {(row.block, row.score): row.unit for row in scores.itertuples()}
+    units = {(row["block"], row["score"]): row["unit"] for row in scores.to_dict("records")}
     found = []
     for block_name, block in compared.study.blocks.items():
         for cell in block.cells():
@@ -202,20 +202,6 @@ def isotonic_curve(plan: Plan, frame: pd.DataFrame, direction: str) -> list[tupl
     by_dose = frame.groupby(predictor)[outcome].agg(["mean", "size"])
     fit = sign * isotonic(sign * by_dose["mean"].to_numpy(), by_dose["size"].to_numpy(dtype=float))
     return list(zip(by_dose.index.to_numpy(dtype=float).tolist(), fit.tolist(), strict=True))
-
-
-def pointwise_half_width(plan: Plan, frame: pd.DataFrame, x: Array) -> Array:
-    """t(S - 1) times the standard error over seeds of the seeds' own lines at x."""
-    from scipy import stats
-
-    score = plan.outcome(plan.descriptive.outcome).score
-    lines, _ = seed_lines(frame, score, plan.descriptive.predictor)
-    if len(lines) < 2:
-        raise Unable("fewer than 2 lines")
-    slopes, intercepts = np.array(list(lines.values())).T
-    values = intercepts[:, None] + slopes[:, None] * x
-    width = stats.t.ppf((1 + plan.intervals.level) / 2, len(lines) - 1) * stats.sem(values, axis=0)
-    return np.asarray(width, dtype=float)
 
 
 def band(plan: Plan, test: TrendTest, y: Array, seeds: list[int], incomplete: list[int], key: str) -> Entry:

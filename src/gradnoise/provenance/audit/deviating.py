@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from gradnoise.provenance.audit.evidence import Evidence, canonical, parse_json, plain, sha256_of
@@ -11,13 +10,14 @@ from gradnoise.provenance.audit.findings import NotApplicable, check, settle
 from gradnoise.provenance.audit.history import DVC_LOCK, dvc_outs
 from gradnoise.provenance.audit.mirror import Mirror, labels
 from gradnoise.provenance.audit.trees import differences
+from gradnoise.registration.lockfile import deviations_path
 
 Entry = dict[str, Any]
 
 
 @check("A25", "every departure from the plan is logged, in a log that only grew", "critical")
 def deviations(evidence: Evidence) -> str:
-    """The chain of hashes, Git's versions of the log, what was known when, and what results.json made of it."""
+    """The chain of hashes, Git's versions of the log, what was known when, and what results made of it."""
     log = _log(evidence)
     if not evidence.registered:
         raise NotApplicable("rehearsal")
@@ -30,7 +30,7 @@ def deviations(evidence: Evidence) -> str:
 
 
 def _log(evidence: Evidence) -> str:
-    return Path(evidence.study.plan).with_name("deviations.jsonl").as_posix()
+    return deviations_path(evidence.study.plan).as_posix()
 
 
 def _entries(log: str) -> list[Entry]:

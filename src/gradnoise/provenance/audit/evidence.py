@@ -23,6 +23,7 @@ from gradnoise.registration.plan import Plan, load_plan
 
 if TYPE_CHECKING:
     import pandas as pd
+    import pyarrow as pa
 
     from gradnoise.provenance.audit.compared import Compared
     from gradnoise.provenance.audit.mirror import Mirror
@@ -48,7 +49,8 @@ class Evidence:
         self.name, self.spot_runs = name, spot_runs
         self.git = Git()
         self._hashes: dict[str, str] = {}
-        self._frames: dict[str, pd.DataFrame] = {}
+        self._tables: dict[str, pa.Table] = {}
+        self._gathered: dict[str, pd.DataFrame] = {}
 
     @cached_property
     def study(self) -> Study:
@@ -77,6 +79,21 @@ class Evidence:
         """The lock of a registered plan."""
         path = str(lock_path(self.study.plan))
         return validated(Lock, read_json(path), path)
+
+    @cached_property
+    def allowed(self) -> Lock:
+        """The lock with what its deviations say was done instead."""
+        document = self.lock.model_dump(mode="json")
+        for deviation in self.deviations:
+            if deviation.document == "lock":
+                *above, last = [
+                    s.replace("~1", "/").replace("~0", "~") for s in deviation.pointer.split("/")[1:]
+                ]
+                place: Any = document
+                for step in above:
+                    place = place[step]
+                place[last] = deviation.actual
+        return validated(Lock, document, f"{self.lock_file} with its deviations")
 
     @property
     def lock_file(self) -> str:
@@ -169,23 +186,34 @@ class Evidence:
         """Entries of `tests` as they must be, without labels."""
         return self.mirror.tests()
 
-    def frame(self, path: str) -> pd.DataFrame:
+    def table(self, path: str) -> pa.Table:
         """A Parquet file, its page checksums verified."""
-        if path not in self._frames:
+        if path not in self._tables:
             from pyarrow.parquet import ParquetFile
 
             if not plain(path).is_file():
                 raise Breach(f"{path} is missing: rebuild it with snakemake, or fetch it with dvc pull")
-            file = ParquetFile(plain(path), page_checksum_verification=True)
-            self._frames[path] = file.read().to_pandas()
-        return self._frames[path]
+            self._tables[path] = ParquetFile(plain(path), page_checksum_verification=True).read()
+        return self._tables[path]
 
-    def runs_frame(self, table: str) -> pd.DataFrame:
+    def frame(self, path: str) -> pd.DataFrame:
+        """A table as a frame."""
+        frame: pd.DataFrame = self.table(path).to_pandas()
+        return frame
+
+    def rows(self, path: str) -> list[dict[str, Any]]:
+        """A table as rows; what is null is None."""
+        rows: list[dict[str, Any]] = self.table(path).to_pylist()
+        return rows
+
+    def runs_frame(self, name: str) -> pd.DataFrame:
         """One table of all training jobs, in the order of the jobs."""
-        import pandas as pd
+        if name not in self._gathered:
+            import pyarrow as pa
 
-        jobs = self.study.jobs()
-        return pd.concat([self.frame(layout.run(self.name, *job, table)) for job in jobs], ignore_index=True)
+            paths = [layout.run(self.name, *job, name) for job in self.study.jobs()]
+            self._gathered[name] = pa.concat_tables([self.table(path) for path in paths]).to_pandas()
+        return self._gathered[name]
 
     def sha256(self, path: str) -> str:
         """SHA-256 of a file of the repository, taken once."""

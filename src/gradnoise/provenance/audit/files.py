@@ -46,6 +46,9 @@ def bytes_of_files(evidence: Evidence) -> str:
     """Hashed here, file by file: `dvc status` trusts times and sizes."""
     folder = f"results/{evidence.name}"
     faults = list(_strays(evidence, folder))
+    about = (evidence.manifest.study, evidence.manifest.label)
+    if about != (evidence.name, evidence.plan.study.label):
+        faults.append(f"the manifest is of study {about[0]}, labelled {about[1]}")
     listed = {entry.path: entry for entry in evidence.manifest.files}
     wrote = {
         (record.id, output.path, output.sha256)
@@ -64,8 +67,10 @@ def bytes_of_files(evidence: Evidence) -> str:
             faults.append(f"{path}: {entry.record} did not write the bytes that the manifest lists")
         if evidence.sha256(record) != entry.record_sha256:
             faults.append(f"{record}: its bytes are not those that the manifest lists")
-    for path in sorted(listed.keys() ^ set(phases.outputs(evidence.name, evidence.study))):
-        faults.append(f"{path} is {'listed, but no rule writes it' if path in listed else 'not listed'}")
+    faults += [
+        f"{path} is {'listed, but no rule writes it' if path in listed else 'not listed'}"
+        for path in sorted(listed.keys() ^ set(phases.outputs(evidence.name, evidence.study)))
+    ]
     faults += _dvc_faults(evidence, folder, sorted({*listed, layout.manifest(evidence.name)}))
     count = len(listed) + len(evidence.records) + 1
     return settle(
@@ -241,22 +246,25 @@ def _statistics_faults(file: Any, group: int) -> Iterator[str]:
         if said is None or not said.has_min_max:
             continue
         ends = pc.min_max(own).as_py()
-        if (said.min, said.max) != (ends["min"], ends["max"]) or said.null_count not in (
-            None,
-            own.null_count,
-        ):
-            yield f"{column.path_in_schema}: statistics say {said.min} to {said.max}, found {ends['min']} to {ends['max']}"
+        if (said.min, said.max) != (ends["min"], ends["max"]):
+            found = f"found {ends['min']} to {ends['max']}"
+            yield f"{column.path_in_schema}: statistics say {said.min} to {said.max}, {found}"
+        if said.has_null_count and said.null_count != own.null_count:
+            yield f"{column.path_in_schema}: statistics say {said.null_count} nulls, found {own.null_count}"
 
 
 def _score_faults(evidence: Evidence) -> Iterator[str]:
     """Branches without every score of their task."""
-    scores = evidence.frame(layout.scores(evidence.name))
-    for (block, run, branch), rows in scores.groupby(["block", "run_id", "branch"]):
-        wanted = NAMES[evidence.study.block(block).task.kind] if block in evidence.study.blocks else {}
-        if {(row.score, row.unit) for row in rows.itertuples()} != set(wanted.items()):
-            yield f"{layout.scores(evidence.name)}: run {run}, branch {branch}: has not exactly its task's scores"
-        if (rows["status"] == "finished").any() and rows["value"].isna().any():
-            yield f"{layout.scores(evidence.name)}: run {run}, branch {branch}: a finished branch lacks a score"
+    path = layout.scores(evidence.name)
+    branches: dict[tuple[str, str, int], list[dict[str, Any]]] = {}
+    for row in evidence.rows(path):
+        branches.setdefault((row["block"], row["run_id"], row["branch"]), []).append(row)
+    for (block, run, branch), rows in branches.items():
+        where = f"{path}: run {run}, branch {branch}"
+        if {row["score"]: row["unit"] for row in rows} != NAMES[evidence.study.block(block).task.kind]:
+            yield f"{where} has not exactly the scores of its task"
+        if any(row["status"] == "finished" and row["value"] is None for row in rows):
+            yield f"{where} is finished and lacks a score"
 
 
 _TABLES = {value.name: value for value in vars(tables).values() if isinstance(value, tables.Table)}

@@ -64,6 +64,8 @@ class Check:
             status, said = "not asked", str(found)
         except InputError as fault:
             status, said = "breach", f"cannot be checked: {fault}"
+        except KeyError as fault:
+            status, said = "breach", f"cannot be checked: there is no {fault}"
         except Exception as fault:
             status, said = "breach", f"cannot be checked: {type(fault).__name__}: {fault}"
         return Finding(self.id, self.title, self.severity, status, line(said))

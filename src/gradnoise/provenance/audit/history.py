@@ -10,6 +10,7 @@ from gradnoise.base import layout
 from gradnoise.provenance.audit.evidence import Evidence, parse_json
 from gradnoise.provenance.audit.findings import Breach, check, settle
 from gradnoise.provenance.audit.registration import needs_lock
+from gradnoise.registration.lockfile import deviations_path
 
 DVC_LOCK = "dvc.lock"
 # What a rebuild may change while every number stays what it was.
@@ -104,7 +105,7 @@ def _explained(evidence: Evidence, path: str, old: str, new: str, commit: str) -
     room = path.removeprefix(f"results/{evidence.name}/").split("/")[0]
     if room == _GROWS and _only_grew(old, new):
         return True
-    log = Path(evidence.study.plan).with_name("deviations.jsonl").as_posix()
+    log = deviations_path(evidence.study.plan).as_posix()
     lines = (evidence.git.blob(commit, log) or b"").splitlines()
     entries = [parse_json(line, log) for line in lines]
     if any(entry["evidence"] == path or entry["evidence"].startswith(f"{path}/") for entry in entries):

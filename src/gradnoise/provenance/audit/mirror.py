@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,7 +11,6 @@ import numpy as np
 from gradnoise.base.vocabulary import CONFIRMATORY, DEVIATED, EXPLORATORY, STANDING
 from gradnoise.provenance.audit import described, resampled, second_path, trends, verdicts
 from gradnoise.provenance.audit.compared import Compared
-from gradnoise.provenance.audit.dense_mixed import certify, optimum
 from gradnoise.provenance.audit.second_path import Unable
 from gradnoise.provenance.audit.trees import Text
 from gradnoise.registration.kinds import (
@@ -28,6 +28,7 @@ from gradnoise.registration.kinds import (
 if TYPE_CHECKING:
     import pandas as pd
 
+    from gradnoise.base.vocabulary import Matching
     from gradnoise.registration.deviations import Deviation
     from gradnoise.registration.plan import Plan
 
@@ -48,7 +49,7 @@ class Mirror:
     def __init__(self, compared: Compared, key: str, shown: Sequence[Entry]) -> None:
         self.plan, self.compared, self.key = compared.plan, compared, key
         self.shown = {entry["id"]: entry for entry in shown}
-        self.frames = {name: compared.frame(name) for name in compared.points}
+        self.frames = {name: compared.frame(name) for name in compared.plan.matching.names}
         self.reliability = described.reliability(compared)
 
     def thresholds(self) -> Entry:
@@ -86,7 +87,7 @@ class Mirror:
             **dict.fromkeys((*_NUMBERS, "level")),
             **{"outcome": "undecided", "asked": test.model_dump(mode="json")},
             **{"alpha": round(1 - self.plan.intervals.level, 12), "details": {"reason": Text()}},
-            **{"runs": len(frame), "seeds": len(set(frame["seed"])) if len(frame) else 0},
+            **{"runs": len(frame), "seeds": len(set(frame["seed"]))},
         }
         fewest = self.plan.seeds.fewest_analysed
         if entry["seeds"] < fewest or self.too_many_missing(test, frame):
@@ -99,9 +100,7 @@ class Mirror:
 
     def used(self, test: AnyTest) -> pd.DataFrame:
         """The runs that a test is about."""
-        frame = self.frames.get(test.matching)
-        if frame is None or not len(frame):
-            return self.compared.frame("")
+        frame = self.frames[test.matching]
         return frame[frame["cell"].isin(self.cells(test))].reset_index(drop=True)
 
     def cells(self, test: AnyTest) -> list[str]:
@@ -118,54 +117,42 @@ class Mirror:
     def too_many_missing(self, test: AnyTest, frame: pd.DataFrame) -> bool:
         """Whether more of the planned runs are missing, at all or in one cell, than the plan allows."""
         seeds, limits = self.compared.study.blocks[self.plan.matching.block].seeds, self.plan.matching.limits
-        shares = [1 - int((frame["cell"] == c).sum() if len(frame) else 0) / seeds for c in self.cells(test)]
-        total = sum(share * seeds for share in shares) / (seeds * len(shares))
-        return total > limits.missing or max(shares) - min(shares) > limits.difference
+        shares = [1 - int((frame["cell"] == cell).sum()) / seeds for cell in self.cells(test)]
+        return sum(shares) / len(shares) > limits.missing or max(shares) - min(shares) > limits.difference
 
     def carried_out(self, test: AnyTest, frame: pd.DataFrame) -> Entry:
         """The numbers of a test by the second path."""
+        plan, needed = self.plan, [self.plan.outcome(test.outcome).score]
+        if isinstance(test, SlopeTest):
+            needed.append(test.predictor)
         if isinstance(test, MixedTest):
-            return self.mixed(test, frame)
-        needed = [
-            self.plan.outcome(test.outcome).score,
-            *([test.predictor] if isinstance(test, SlopeTest) else []),
-        ]
+            needed += test.fixed
         if any(name not in frame or frame[name].isna().any() for name in needed):
             raise Unable("a value is missing")
-        if isinstance(test, SlopeTest):
-            return second_path.slope(self.plan, test, frame)
-        if isinstance(test, ContrastTest):
-            return second_path.contrast(self.plan, test, frame)
-        if isinstance(test, TrendTest):
-            return trends.trend(self.plan, test, frame, self.key)
-        if isinstance(test, TostTest):
-            return second_path.tost(self.plan, test, frame)
-        assert isinstance(test, AnovaTest)
-        return second_path.anova(self.plan, test, frame)
+        match test:
+            case SlopeTest():
+                return second_path.slope(plan, test, frame)
+            case MixedTest():
+                return self.mixed(test, frame)
+            case ContrastTest():
+                return second_path.contrast(plan, test, frame)
+            case TrendTest():
+                return trends.trend(plan, test, frame, self.key)
+            case TostTest():
+                return second_path.tost(plan, test, frame)
+            case AnovaTest():
+                return second_path.anova(plan, test, frame)
 
     def mixed(self, test: MixedTest, frame: pd.DataFrame) -> Entry:
         """A mixed model: the reported fit certified, or that there is none."""
         minimum = self.plan.matching.minimum_reliability
         if COVARIATE in test.fixed and not (self.reliability is not None and self.reliability >= minimum):
             raise Unable("the loss is not reliable enough to adjust for it")
-        shown = self.shown.get(test.id, {"details": {}})
-        if "theta" in shown["details"]:
-            return second_path.mixed(self.plan, test, frame, shown)
-        return self.refitted(test, frame)
-
-    def refitted(self, test: MixedTest, frame: pd.DataFrame) -> Entry:
-        """A fit is said to be impossible: only then is the analysis's own code asked once more."""
-        from importlib import import_module
-
-        model = import_module("gradnoise.analysis.mixed")
-        score = self.plan.outcome(test.outcome).score
-        try:
-            fit = model.fit_mixed(frame, score, test.fixed, test.random, level=self.plan.intervals.level)
-        except Exception as error:
-            raise Unable("the model cannot be fitted") from error
-        if fit.cross_check is not None and fit.cross_check.agrees is False:
-            raise Unable("statsmodels finds another optimum")
-        return {"estimate": fit.terms[test.fixed[0]].estimate}
+        details = self.shown.get(test.id, {}).get("details", {})
+        if "theta" in details:
+            return second_path.mixed(self.plan, test, frame, details)
+        # Said to be impossible: then it must be.
+        return {"estimate": float(second_path.searched(self.plan, test, frame).beta[1])}
 
     def hypotheses(self, tests: Sequence[Entry]) -> list[Entry]:
         """Section `hypotheses`, from these tests, without labels."""
@@ -192,41 +179,41 @@ class Mirror:
         found = []
         for asked in self.plan.sensitivity:
             test = self.plan.test(asked.test)
-            assert isinstance(test, SlopeTest)
-            places = [(method, self.used(test)) for method in asked.methods]
+            assert isinstance(test, SlopeTest)  # the plan's loader saw to it
+            places: list[tuple[str, pd.DataFrame]] = [(m, self.frames[test.matching]) for m in asked.methods]
             places += [(f"window {gap:g}", self.compared.branch_frame(gap)) for gap in asked.windows]
             if asked.unmatched:
                 places.append(("unmatched", self.compared.branch_frame(None)))
             for method, frame in places:
-                if len(frame):
-                    frame = frame[frame["cell"].isin(self.cells(test))].reset_index(drop=True)
-                about = {"test": test.id, "method": method, "runs": len(frame)}
-                found.append(
-                    about | self._beside(resampled.sensitivity, asked, test, method, frame, self.key)
-                )
+                frame = frame[frame["cell"].isin(self.cells(test))].reset_index(drop=True)
+                carry_out = partial(resampled.sensitivity, self.plan, asked, test, method, frame, self.key)
+                found.append({"test": test.id, "method": method, **self._beside(frame, carry_out)})
         return found
 
     def exploratory(self) -> list[Entry]:
         """Section `exploratory`, without labels."""
         found = []
         for asked in self.plan.exploratory:
-            frame = self.frames.get(asked.matching, self.compared.frame(""))
+            frame = self.frames[asked.matching]
             about = {name: getattr(asked, name) for name in ("id", "kind", "description", "matching")}
-            about["runs"] = len(frame)
             if isinstance(asked, Correlation):
-                found.append(about | self._beside(resampled.correlation, asked, frame))
+                carry_out = partial(resampled.correlation, self.plan, asked, frame)
             else:
-                found.append(about | self._beside(resampled.mediation, asked, frame, self.key))
+                carry_out = partial(resampled.mediation, self.plan, asked, frame, self.key)
+            found.append(about | self._beside(frame, carry_out))
         return found
 
-    def _beside(self, function: Any, *arguments: Any) -> Entry:
-        empty = dict.fromkeys(_NUMBERS) | {"level": self.plan.intervals.level}
+    def _beside(self, frame: pd.DataFrame, carry_out: Callable[[], Entry]) -> Entry:
+        """What an entry beside the tests must hold; without numbers and with any reason where it cannot."""
+        seeds = len(set(frame["seed"]))
+        entry: Entry = {"runs": len(frame), "seeds": seeds, "level": self.plan.intervals.level}
+        entry |= dict.fromkeys(_NUMBERS)
         try:
-            if not len(next(part for part in arguments if hasattr(part, "columns"))):
-                raise Unable("there are no runs")
-            return empty | function(self.plan, *arguments)
+            if seeds < self.plan.seeds.fewest_analysed:
+                raise Unable("too few seeds")
+            return entry | carry_out()
         except Unable:
-            return empty | {"details": {"reason": Text()}}
+            return entry | {"details": {"reason": Text()}}
 
 
 def labels(plan: Plan, deviations: Sequence[Deviation]) -> Mapping[str, str]:
@@ -247,7 +234,7 @@ def beside_label(plan: Plan) -> str:
     return EXPLORATORY if plan.study.kind == "registered" else plan.study.label
 
 
-def curves(mirror: Mirror, matching: str) -> list[Entry]:
+def curves(mirror: Mirror, matching: Matching) -> list[Entry]:
     """Rows of table `curves` at one matching: the mixed model's line with its band, and the isotonic step."""
     plan, frame = mirror.plan, mirror.frames[matching]
     asked = plan.descriptive
@@ -264,25 +251,13 @@ def curves(mirror: Mirror, matching: str) -> list[Entry]:
 
 
 def _line(plan: Plan, model: MixedTest, frame: pd.DataFrame) -> list[Entry]:
-    y = frame[plan.outcome(model.outcome).score].to_numpy(dtype=float)
-    dose = frame[model.fixed[0]].to_numpy(dtype=float)
-    columns = {"1": np.ones(len(y)), model.fixed[0]: dose}
-    ((cluster, effects),) = model.random.items()
-    x, z = np.column_stack(list(columns.values())), np.column_stack([columns[name] for name in effects])
-    codes = frame[cluster].factorize()[0]
-    relative, sigma = optimum(y, x, z, codes)
-    beta = certify(y, x, z, codes, relative, sigma).beta
-    at = np.linspace(dose.min(), dose.max(), _POINTS)
-    line = beta[0] + beta[1] * at
     try:
-        half = described.pointwise_half_width(plan, frame, at)
+        found = second_path.searched(plan, model, frame)
     except Unable:
-        half = np.full(_POINTS, np.nan)
-    ends = np.array([line - half, line + half]).T
-    return [
-        {
-            **{"curve": "mixed_model", "x": float(a), "y": float(b)},
-            **{"low": None if np.isnan(low) else float(low), "high": None if np.isnan(high) else float(high)},
-        }
-        for a, b, (low, high) in zip(at, line, ends, strict=True)
-    ]
+        return []
+    dose, line = frame[model.fixed[0]].to_numpy(dtype=float), []
+    for at in np.linspace(dose.min(), dose.max(), _POINTS):
+        point = second_path.term(found, np.array([1.0, at]), plan.intervals.level)
+        ends = {"low": point["low"], "high": point["high"]}
+        line.append({"curve": "mixed_model", "x": float(at), "y": point["estimate"], **ends})
+    return line

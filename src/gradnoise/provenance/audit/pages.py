@@ -18,7 +18,7 @@ from gradnoise.provenance.audit.evidence import Evidence, plain
 from gradnoise.provenance.audit.findings import Breach, check, settle
 
 # What a page may say with digits that come from nowhere: names, not numbers.
-_NAMES = re.compile(r"SHA-256|[Ff]igures? \d+(?: and \d+)?|\bT[0-4]\b")
+_NAMES = re.compile(r"SHA-256|[Ff]igures? \d+(?: and \d+)?|\bT[0-4]\b|\bHC3\b|\bCR2\b|\bpne2\b")
 _NUMERAL = re.compile(r"\d[\d,.]*\d|\d")
 # Words that only a macro may put on a page. A label such as CONFIRMATORY is none of them.
 _VERDICT = re.compile(
@@ -62,24 +62,33 @@ def traced(evidence: Evidence) -> str:
         replace(p, title=_blank(p.title), caption=_blank(p.caption), path=_blank(p.path), uri="")
         for p in pictures
     ]
-    faults = []
-    for text in visible(report.fill(_blank(evidence.name), _blanked(evidence.results), bare, _standins())):
-        typed = re.search(r"\d", _NAMES.sub("", text)) or _VERDICT.search(text)
-        if typed:
-            faults.append(f"the template types {typed[0]!r} itself: {text.strip()[:80]!r}")
-    page = plain(layout.report(evidence.name)).read_text(encoding="utf-8")
-    known = _known(evidence, [p.caption for p in pictures])
-    numerals = [numeral for text in visible(page) for numeral in _NUMERAL.findall(_NAMES.sub("", text))]
-    faults += [
-        f"the report says {found}, which is no number of results.json"
-        for found in numerals
-        if found not in known
-    ]
+    emptied = report.fill(_blank(evidence.name), _blanked(evidence.results), bare, _standins())
+    faults = [*_typed(visible(emptied)), *_claims(pictures)]
+    texts = visible(plain(layout.report(evidence.name)).read_text(encoding="utf-8"))
+    sources = _sources(evidence, pictures)
+    numerals, words = _numerals(texts), _words(texts)
+    for name, found, known in (("numeral", numerals, _numerals(sources)), ("word", words, _words(sources))):
+        missing = [item for item in found if item not in set(known)]
+        faults += [f"the report says {item!r}, a {name} that results.json does not give" for item in missing]
+    return settle(
+        faults, f"{len(numerals)} numerals and {len(words)} verdict words traced; none typed by hand"
+    )
+
+
+def _typed(texts: list[str]) -> Iterator[str]:
+    """Digits and verdict words that are left in a page that was emptied of both."""
+    for text in texts:
+        found = re.search(r"\d", _NAMES.sub("", text)) or _VERDICT.search(text)
+        if found:
+            yield f"the template types {found[0]!r} itself: {text.strip()[:80]!r}"
+
+
+def _claims(pictures: list[Any]) -> Iterator[str]:
+    """Verdict words in captions."""
     for picture in pictures:
-        word = _VERDICT.search(picture.caption)
-        if word:
-            faults.append(f"the caption of figure {picture.number} says {word[0]!r}")
-    return settle(faults, f"{len(numerals)} numerals traced; none typed by hand, and no verdict word")
+        found = _VERDICT.search(picture.caption)
+        if found:
+            yield f"the caption of figure {picture.number} says {found[0]!r}"
 
 
 class _Text(HTMLParser):
@@ -127,13 +136,21 @@ def _blanked(value: Any) -> Any:
     return _blank(value) if isinstance(value, str) else value
 
 
-def _known(evidence: Evidence, captions: list[str]) -> set[str]:
-    """Every numeral that results, plan, captions and titles can put on the page."""
+def _numerals(texts: list[str]) -> list[str]:
+    return [numeral for text in texts for numeral in _NUMERAL.findall(_NAMES.sub("", text))]
+
+
+def _words(texts: list[str]) -> list[str]:
+    return [word.lower() for text in texts for word in _VERDICT.findall(text)]
+
+
+def _sources(evidence: Evidence, pictures: list[Any]) -> list[str]:
+    """Every text of results, plan, captions and titles, and every number of them as it may be written."""
     alphas = {family.alpha for family in evidence.plan.families}
-    said = [*captions, evidence.name]
+    said = [evidence.name, *(text for p in pictures for text in (p.title, p.caption, p.path))]
     for value in _leaves([evidence.results, evidence.plan_document]):
         said += [value] if isinstance(value, str) else list(_written(value, alphas))
-    return {numeral for text in said for numeral in _NUMERAL.findall(text)}
+    return said
 
 
 def _written(value: float, alphas: set[float]) -> Iterator[str]:
@@ -162,7 +179,9 @@ def redrawn(evidence: Evidence) -> str:
     faults = []
     with TemporaryDirectory() as folder:
         import_module(phases.MODULES["draw"]).draw(evidence.name, folder)
-        for path in wanted:
-            if plain(path).read_bytes() != Path(folder, path).read_bytes():
-                faults.append(f"{path} is not what is drawn from the tables of the analysis")
+        faults += [
+            f"{path} is not what is drawn from the tables of the analysis"
+            for path in wanted
+            if plain(path).read_bytes() != Path(folder, path).read_bytes()
+        ]
     return settle(faults, f"{len(wanted)} files drawn again, the same bytes")

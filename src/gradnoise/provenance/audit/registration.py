@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import gradnoise
 from gradnoise import phases
-from gradnoise.base import layout
+from gradnoise.base import layout, strict_yaml
 from gradnoise.base.closure import code_closure
 from gradnoise.base.digest import table_digest
 from gradnoise.base.study import TextTask, study_path
 from gradnoise.provenance.audit.evidence import Evidence, plain, sha256_of
 from gradnoise.provenance.audit.findings import Breach, NotApplicable, check, settle
+from gradnoise.registration.lockfile import deviations_path
 
 REHEARSAL = "rehearsal"
 REQUIREMENTS, PROJECT = "requirements.lock", "pyproject.toml"
 # Where the code begins that judges and that is judged, as a lock names it.
-MODULES = {"analysis": phases.MODULES["analyse"], "audit": "gradnoise.provenance.audit.audit"}
+MODULES: dict[Literal["analysis", "audit"], str] = {
+    "analysis": phases.MODULES["analyse"],
+    "audit": "gradnoise.provenance.audit.page",
+}
 
 
 def needs_lock(evidence: Evidence) -> None:
@@ -37,8 +42,8 @@ def read_strictly(evidence: Evidence) -> str:
         raise Breach(f"{study.plan} is the plan of {plan.study.config}")
     if evidence.registered:
         _ = evidence.lock
-    counted = f"{len(plan.tests)} tests, {len(plan.hypotheses)} hypotheses"
-    return f"{study.plan}: {counted}, {len(evidence.planned)} runs; canonical {sha256_of(evidence.plan_document)[:12]}"
+    counted = f"{len(plan.tests)} tests, {len(plan.hypotheses)} hypotheses, {len(evidence.planned)} runs"
+    return f"{study.plan}: {counted}; canonical {sha256_of(evidence.plan_document)[:12]}"
 
 
 @check("A02", "plan and settings are those that were locked", "critical")
@@ -46,42 +51,48 @@ def locked_documents(evidence: Evidence) -> str:
     """Raw and canonical hashes, and the list of runs that follows from both."""
     needs_lock(evidence)
     lock, faults = evidence.lock, []
-    for document, path in ((lock.plan, evidence.study.plan), (lock.config, evidence.plan.study.config)):
+    # What a lock says of settings can be deviated from, with an entry in the log; a plan cannot be exchanged.
+    for document, path in (
+        (lock.plan, evidence.study.plan),
+        (evidence.allowed.config, evidence.plan.study.config),
+    ):
         if document.path != path:
             faults.append(f"the lock is of {document.path}, not of {path}")
         if document.sha256 != evidence.sha256(path):
             faults.append(f"{path}: sha256 {evidence.sha256(path)[:12]}, locked {document.sha256[:12]}")
-    if lock.plan.canonical_sha256 != sha256_of(evidence.plan_document):
-        faults.append(f"{evidence.study.plan}: its values are not those that were locked")
-    runs = [
-        {name: getattr(run, name) for name in ("run_id", "block", "cell", "seed_index", "seed")}
-        for run in evidence.planned.values()
-    ]
+        if document.canonical_sha256 != sha256_of(strict_yaml.load(plain(path))):
+            faults.append(f"{path}: its values are not those that were locked")
+    names = ("run_id", "block", "cell", "seed_index", "seed")
+    runs = [{name: getattr(run, name) for name in names} for run in evidence.planned.values()]
     if [run.model_dump() for run in lock.runs] != runs or lock.runs_sha256 != sha256_of(runs):
         faults.append("the locked list of runs is not the one that plan and settings give")
     return settle(faults, f"raw and canonical hashes agree; {len(runs)} runs as locked ({lock.utc})")
 
 
-@check("A03", "plan, lock and settings are, byte for byte, in the commit that locked them", "critical")
+@check("A03", "plan, lock and settings are, byte for byte, in the commits that hold them", "critical")
 def committed_documents(evidence: Evidence) -> str:
     """Compared by bytes with Git's objects, because Git can be told not to see an edit."""
     git, plan = evidence.git, evidence.study.plan
     faults = [f"Git is told to overlook edits of {path}" for path in git.hidden]
     files = [plan, evidence.plan.study.config]
-    places = [(git.head, path) for path in files]
+    at_lock: list[str] = []
     if evidence.registered:
         commit = evidence.lock.commit
         if git.tree(commit.sha) != commit.tree:
             faults.append(f"commit {commit.sha[:12]} has another tree than the lock says")
-        places += [(commit.sha, path) for path in files] + [(git.head, evidence.lock_file)]
-        log = Path(plan).with_name("deviations.jsonl").as_posix()
-        places += [(git.head, log)] if Path(log).is_file() else []
-    for (at, path), blob in zip(places, git.blobs(places), strict=True):
+        at_lock = [plan] if evidence.allowed.config != evidence.lock.config else list(files)
+        files += [evidence.lock_file, *filter(os.path.isfile, [deviations_path(plan).as_posix()])]
+    places = [(git.head, path) for path in files]
+    places += [(evidence.lock.commit.sha, path) for path in at_lock]
+    for (sha, path), blob in zip(places, git.blobs(places), strict=True):
         if blob != plain(path).read_bytes():
-            what = "is not in" if blob is None else "differs from"
-            faults.append(f"{path} {what} commit {at[:12]}")
-    where = f"commit {evidence.lock.commit.sha[:12]}" if evidence.registered else "HEAD (no lock: rehearsal)"
-    return settle(faults, f"{len(files)} files as in {where}; no edit is hidden from Git")
+            faults.append(f"{path} {'is not in' if blob is None else 'differs from'} commit {sha[:12]}")
+    where = (
+        f"and the lock's commit {evidence.lock.commit.sha[:12]}"
+        if evidence.registered
+        else "(no lock: rehearsal)"
+    )
+    return settle(faults, f"{len(files)} files as in HEAD {where}; no edit is hidden from Git")
 
 
 @check("A05", "the code is the code that ran and that was locked", "critical")
@@ -89,25 +100,18 @@ def code(evidence: Evidence) -> str:
     """On disk, in this process, in the records of the newest attempts, and in the lock."""
     faults = [*_not_running(evidence), *_not_recorded(evidence)]
     if not evidence.registered:
-        return settle(
-            faults, "the code on disk runs, and is what the results were made with; no lock: rehearsal"
-        )
-    logged = {d.pointer: d.actual for d in evidence.deviations if d.document == "lock"}
-    lock = evidence.lock
-    schema = sha256_of(import_module("gradnoise.registration.reference").plan_schema())
-    if schema not in (lock.schema_sha256, logged.get("/schema_sha256")):
+        return settle(faults, "the code on disk runs, and made the results; no lock: rehearsal")
+    allowed = evidence.allowed
+    if allowed.schema_sha256 != sha256_of(import_module("gradnoise.registration.reference").plan_schema()):
         faults.append("the schema of plans is not the one that was locked, and no deviation says so")
     for name, module in MODULES.items():
-        locked: dict[str, str] = dict(dict(lock.code).get(name, {}))  # type: ignore[arg-type]
+        locked = allowed.code.get(name, {})
         for path in sorted(locked.keys() | set(code_closure(module))):
-            pointer = f"/code/{name}/{path.replace('~', '~0').replace('/', '~1')}"
             found = evidence.sha256(path) if Path(path).is_file() else None
-            if found not in (locked.get(path), logged.get(pointer, locked.get(path))):
+            if found != locked.get(path):
                 faults.append(f"{path} ({name}) is not as locked, and no deviation says so")
-    count = sum(len(files) for files in lock.code.values())
-    return settle(
-        faults, f"{count} files of analysis and audit as locked or logged; they run, and made the results"
-    )
+    count = len({path for files in allowed.code.values() for path in files})
+    return settle(faults, f"{count} files of analysis and audit as locked; they run, and made the results")
 
 
 def _not_running(evidence: Evidence) -> list[str]:
@@ -148,15 +152,21 @@ def data(evidence: Evidence) -> str:
     texts = any(isinstance(block.task, TextTask) for block in evidence.study.blocks.values())
     if texts:
         plays = layout.plays(evidence.name)
-        for row in evidence.frame(plays).itertuples():
-            if hashlib.sha256(row.text.encode()).hexdigest() != row.sha256 or len(row.text) != row.characters:
-                faults.append(f"{plays}: {row.play} is not the text of its own hash")
+        faults += [
+            f"{plays}: {row['play']} is not the text of its own hash"
+            for row in evidence.rows(plays)
+            if hashlib.sha256(row["text"].encode()).hexdigest() != row["sha256"]
+            or len(row["text"]) != row["characters"]
+        ]
         said.append(plays)
     if evidence.registered:
         there = {layout.plays(evidence.name)} if texts else set()
-        for path in sorted(there | evidence.lock.data.keys()):
-            if path not in evidence.lock.data or table_digest(plain(path)) != evidence.lock.data[path]:
-                faults.append(f"{path}: its content is not what was locked")
+        locked = evidence.allowed.data
+        faults += [
+            f"{path}: its content is not what was locked"
+            for path in sorted(there | locked.keys())
+            if path not in locked or table_digest(plain(path)) != locked[path]
+        ]
     elif not said:
         raise NotApplicable(f"{REHEARSAL}; no prepared data and no pilot file")
     return settle(faults, f"{', '.join(said) or 'nothing prepared'}: as registered")
@@ -179,12 +189,10 @@ def environment(evidence: Evidence) -> str:
             found = metadata.version(package)
         except metadata.PackageNotFoundError:
             found = None
-        if found != pins.get(_normal(package)):
+        if found is None or found.partition("+")[0] != pins.get(_normal(package)):
             faults.append(f"{package} {found} is installed here, pinned is {pins.get(_normal(package))}")
-    if evidence.registered:
-        logged = [d.actual for d in evidence.deviations if d.pointer == "/requirements_sha256"]
-        if evidence.sha256(REQUIREMENTS) not in (evidence.lock.requirements_sha256, *logged):
-            faults.append(f"{REQUIREMENTS} is not the one that was locked, and no deviation says so")
+    if evidence.registered and evidence.sha256(REQUIREMENTS) != evidence.allowed.requirements_sha256:
+        faults.append(f"{REQUIREMENTS} is not the one that was locked, and no deviation says so")
     locked = f"{REQUIREMENTS} as locked" if evidence.registered else "no lock: rehearsal"
     return settle(faults, f"{len(needed)} packages in their pinned versions, here and in every job; {locked}")
 

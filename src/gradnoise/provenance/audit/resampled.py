@@ -1,4 +1,4 @@
-"""What stands beside the tests once more: bootstraps with the registered draws, sign flips, CR2, ranks, paths."""
+"""What stands beside the tests once more: bootstraps with the same draws, sign flips, CR2, ranks, paths."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def sensitivity(
 
 
 def wild(frame: pd.DataFrame, score: str, test: SlopeTest, draws: int, seed: int) -> Entry:
-    """Wild cluster bootstrap-t of the slope of seed-centred values, with Webb's weights and the null imposed."""
+    """Wild cluster bootstrap-t of the slope of seed-centred values: Webb's weights, the null imposed."""
     members = (frame["seed"].to_numpy()[:, None] == frame["seed"].unique()).astype(float)
     centre = members @ (members / members.sum(axis=0)).T
     x, y = (column - centre @ column for column in _columns(frame, test.predictor, score))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections import defaultdict
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from gradnoise.base import layout
@@ -71,7 +73,7 @@ def completeness(evidence: Evidence) -> str:
 
 
 def _attempt_faults(evidence: Evidence) -> Iterator[str]:
-    """Jobs that the design lacks, attempts too many or after one that allows none, and gaps in their numbers."""
+    """Jobs that the design lacks, attempts too many or after one that allows none, gaps in numbers."""
     jobs = {"/".join(job) for job in evidence.study.jobs()}
     by_job: dict[str, list[Record]] = defaultdict(list)
     for record in _training(evidence):
@@ -83,7 +85,7 @@ def _attempt_faults(evidence: Evidence) -> Iterator[str]:
             ordered = sorted(tries, key=lambda record: record.attempt)
             if len(ordered) > rule.maximum:
                 yield f"{name} was tried {len(ordered)} times, {rule.maximum} are allowed"
-            for earlier, later in zip(ordered, ordered[1:], strict=False):
+            for earlier, later in pairwise(ordered):
                 if earlier.status not in rule.retry_after:
                     yield f"{later.id} came after {earlier.id}, which is {earlier.status}"
         if not any(record.status == "finished" for record in by_job[name]):
@@ -122,19 +124,19 @@ def _gaps(evidence: Evidence) -> Iterator[str]:
 
 
 def _absent(evidence: Evidence) -> Iterator[str]:
-    """Planned runs that tables lack, runs that they have besides, and scores that are not those of the jobs."""
+    """Planned runs that tables lack, runs that they have besides, and scores that no job wrote."""
     for table in ("scores", "trajectory", "noise_events"):
         there = set(evidence.runs_frame(table)["run_id"])
         yield from (
             f"run {name} ({_place(evidence, name)}) is not in the jobs' {table}"
             for name in evidence.planned.keys() - there
         )
-    gathered = evidence.frame(layout.scores(evidence.name))
-    raw = evidence.runs_frame("scores")
+    path = layout.scores(evidence.name)
+    gathered, raw = evidence.frame(path), evidence.runs_frame("scores")
     for name in sorted(set(gathered["run_id"]) ^ set(raw["run_id"])):
-        yield f"run {name} ({_place(evidence, name)}) is in one of the jobs' scores and {layout.scores(evidence.name)} only"
+        yield f"run {name} ({_place(evidence, name)}) is in one of the jobs' scores and {path} only"
     if not _rows(gathered).equals(_rows(raw)):
-        yield f"{layout.scores(evidence.name)} is not what the jobs scored"
+        yield f"{path} is not what the jobs scored"
 
 
 def _place(evidence: Evidence, name: str) -> str:
@@ -146,48 +148,64 @@ def _rows(frame: pd.DataFrame) -> pd.DataFrame:
     return frame.sort_values(["run_id", "branch", "score"], ignore_index=True)
 
 
-@check(
-    "A08",
-    "every attempt ran under this plan, its lock and these settings, from a clean work tree",
-    "critical",
-)
+@check("A08", "every attempt ran under this plan, its lock and settings, from a clean work tree", "critical")
 def conditions(evidence: Evidence) -> str:
-    """Hashes in the records, settings of each job as the design gives them, and conditions in the tables."""
+    """Hashes in the records, settings as the design gives them, code as the commit holds it, and tables."""
+    records = evidence.records if evidence.registered else evidence.listed_records
+    faults = [fault for record in records for fault in _record_faults(evidence, record)]
+    faults += [*_commit_faults(evidence, records), *_condition_faults(evidence)]
+    under = "the lock" if evidence.registered else "this plan (no lock: rehearsal)"
+    return settle(
+        faults, f"{len(records)} attempts under {under}, with their jobs' settings and commits' code"
+    )
+
+
+def _record_faults(evidence: Evidence, record: Record) -> Iterator[str]:
+    """What a record says of study, plan, lock and settings."""
     from gradnoise.training.settings import job_settings
 
-    faults: list[str] = []
-    plan, lock = (
-        sha256_of(evidence.plan_document),
-        evidence.registered and evidence.sha256(evidence.lock_file),
-    )
-    jobs = {"/".join(job): job for job in evidence.study.jobs()}
-    for record in evidence.records if evidence.registered else evidence.listed_records:
-        if record.commit is None or record.commit.dirty:
-            faults.append(f"{record.id} ran in a work tree that its commit does not describe")
-        if record.phase not in ("train", "analyse"):
+    if record.study != evidence.name:
+        yield f"{record.id} is of study {record.study}"
+    if record.commit is None or record.commit.dirty:
+        yield f"{record.id} ran in a work tree that its commit does not describe"
+    if record.phase not in ("train", "analyse"):
+        return
+    plan = (evidence.study.plan, sha256_of(evidence.plan_document))
+    if record.plan is None or (record.plan.path, record.plan.sha256) != plan:
+        yield f"{record.id} did not run under this plan"
+    if evidence.registered:
+        lock = (evidence.lock_file, evidence.sha256(evidence.lock_file))
+        if record.lock is None or (record.lock.path, record.lock.sha256) != lock:
+            yield f"{record.id} did not run under this lock"
+    jobs = {"/".join(job): job for job in evidence.study.jobs()} if record.phase == "train" else {}
+    wanted = job_settings(evidence.study, *jobs[record.name]) if record.name in jobs else record.settings
+    if canonical(record.settings) != canonical(wanted):
+        yield f"{record.id} ran with other settings than {record.name} has"
+
+
+def _commit_faults(evidence: Evidence, records: list[Record]) -> Iterator[str]:
+    """Files that ran and that the commit, said to be clean, does not hold."""
+    git = evidence.git
+    seen: set[tuple[str, str, str]] = set()
+    for record in records:
+        commit = record.commit.sha if record.commit else ""
+        if commit not in git.history:
             continue
-        if record.plan is None or (record.plan.path, record.plan.sha256) != (evidence.study.plan, plan):
-            faults.append(f"{record.id} did not run under this plan")
-        if lock and (record.lock is None or record.lock.sha256 != lock):
-            faults.append(f"{record.id} did not run under this lock")
-        if record.phase == "train" and record.name in jobs:
-            wanted = job_settings(evidence.study, *jobs[record.name])
-            if canonical(record.settings) != canonical(wanted):
-                faults.append(f"{record.id} ran with other settings than {record.name} has")
-    faults += _condition_faults(evidence)
-    under = f"lock {str(lock)[:12]}" if lock else f"plan {plan[:12]} (no lock: rehearsal)"
-    return settle(
-        faults, f"every attempt at training and analysis ran under {under}, with its job's settings, clean"
-    )
+        files = {(commit, path, digest) for path, digest in record.code.files.items()} - seen
+        seen |= files
+        ordered = sorted(files)
+        blobs = git.blobs([(sha, path) for sha, path, _ in ordered]) if ordered else []
+        for (_, path, digest), blob in zip(ordered, blobs, strict=True):
+            if blob is None or hashlib.sha256(blob).hexdigest() != digest:
+                yield f"{record.id} ran a {path} that its commit {commit[:12]} does not hold"
 
 
 def _condition_faults(evidence: Evidence) -> Iterator[str]:
     """Batch and learning rate in the tables against the cells of the design."""
-    columns = ["block", "cell", "batch", "learning_rate"]
-    for row in evidence.runs_frame("scores")[columns].drop_duplicates().itertuples():
-        cell = evidence.study.block(str(row.block)).cell(str(row.cell))
-        if (row.batch, row.learning_rate) != (cell.batch, cell.learning_rate):
-            yield f"{row.block}/{row.cell}: scores are of batch {row.batch} and learning rate {row.learning_rate}"
-    for row in evidence.runs_frame("noise_events")[["block", "cell", "batch"]].drop_duplicates().itertuples():
-        if row.batch != evidence.study.block(str(row.block)).cell(str(row.cell)).batch:
-            yield f"{row.block}/{row.cell}: noise was measured in batches of {row.batch}"
+    for table, names in (("scores", ["batch", "learning_rate"]), ("noise_events", ["batch"])):
+        rows = evidence.runs_frame(table)[["block", "cell", *names]].drop_duplicates()
+        for row in rows.to_dict("records"):
+            cell = evidence.study.block(row["block"]).cell(row["cell"])
+            for name in names:
+                if row[name] != getattr(cell, name):
+                    yield f"{row['block']}/{row['cell']}: {table} are of {name} {row[name]}"

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gradnoise.provenance.audit.dense_mixed import certify, covariance
+from gradnoise.provenance.audit.dense_mixed import Certificate, certify, covariance, optimum
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -39,7 +39,7 @@ def sign(low: float, high: float) -> str:
     return "above zero" if low > 0 else "below zero" if high < 0 else "undecided"
 
 
-def one_sample(values: Sequence[float], scale: float, alternative: str, level: float) -> Entry:
+def one_sample(values: Sequence[float] | Array, scale: float, alternative: str, level: float) -> Entry:
     """Mean of one number a seed with its t test (scipy); `scale`: size of what the numbers came from."""
     from scipy import stats
 
@@ -59,9 +59,11 @@ def one_sample(values: Sequence[float], scale: float, alternative: str, level: f
 
 
 def seed_lines(frame: pd.DataFrame, score: str, predictor: str) -> tuple[dict[int, tuple[float, float]], int]:
-    """(slope, intercept) of each seed whose doses differ, by polynomial least squares; and how many do not."""
-    lines, flat = {}, 0
-    for seed, rows in frame.groupby("seed"):
+    """(slope, intercept) of each seed whose doses differ, by polynomial least squares; how many do not."""
+    lines: dict[int, tuple[float, float]] = {}
+    flat = 0
+    for seed in sorted(set(frame["seed"])):
+        rows = frame[frame["seed"] == seed]
         x, y = rows[predictor].to_numpy(dtype=float), rows[score].to_numpy(dtype=float)
         if np.abs(x - x.mean()).max() <= _SAME_DOSE * np.abs(x).max():
             flat += 1
@@ -147,21 +149,17 @@ def tost(plan: Plan, test: TostTest, frame: pd.DataFrame) -> Entry:
 
 
 def anova(plan: Plan, test: AnovaTest, frame: pd.DataFrame) -> Entry:
-    """Type III sums of squares as differences between nested fits, with orthonormal contrasts; HC3 by Wald."""
+    """Type III sums of squares as differences of nested fits, with orthonormal contrasts; HC3 by Wald."""
     from scipy import stats
 
     y = frame[plan.outcome(test.outcome).score].to_numpy(dtype=float)
-    codes = {name: _contrasts(frame[name].to_numpy()) for name in (*test.factors, test.block)}
-    columns = {test.block: codes[test.block]}
+    columns: dict[str, Array] = {test.block: _contrasts(frame[test.block].to_numpy())}
     for name in test.factors:
-        columns |= {
-            **{name: codes[name]},
-            **{
-                f"{term}:{name}": _products(columns[term], codes[name])
-                for term in columns
-                if term != test.block
-            },
+        own = _contrasts(frame[name].to_numpy())
+        crossed = {
+            f"{term}:{name}": _products(part, own) for term, part in columns.items() if term != test.block
         }
+        columns |= {name: own, **crossed}
     x = np.column_stack([np.ones(len(y)), *columns.values()])
     left = len(y) - x.shape[1]
     if left < 1 or np.linalg.matrix_rank(x) < x.shape[1]:
@@ -175,7 +173,7 @@ def anova(plan: Plan, test: AnovaTest, frame: pd.DataFrame) -> Entry:
     whole = leverage.max() > 1 - 1e-9
     robust = None if whole else (inverse * (residuals / (1 - leverage)) ** 2) @ inverse.T
     terms, start = {}, 1
-    for name, part in columns.items():
+    for term, part in columns.items():
         df, place = part.shape[1], slice(start, start + part.shape[1])
         start += df
         without = np.delete(x, place, axis=1)
@@ -184,7 +182,7 @@ def anova(plan: Plan, test: AnovaTest, frame: pd.DataFrame) -> Entry:
         wald = None
         if robust is not None:
             wald = float(beta[place] @ np.linalg.solve(robust[place, place], beta[place])) / df
-        terms[name] = {
+        terms[term] = {
             **{"sum_sq": squares, "df": df, "F": f, "p": float(stats.f.sf(f, df, left))},
             **{"robust_F": wald, "robust_p": None if wald is None else float(stats.f.sf(wald, df, left))},
         }
@@ -205,28 +203,21 @@ def _products(first: Array, second: Array) -> Array:
     return (first[:, :, None] * second[:, None, :]).reshape(len(first), -1)
 
 
-def mixed(plan: Plan, test: MixedTest, frame: pd.DataFrame, entry: Entry) -> Entry:
-    """The fit that `entry` reports, certified as the optimum, and all that follows from it.
+def mixed(plan: Plan, test: MixedTest, frame: pd.DataFrame, details: Entry) -> Entry:
+    """The fit with the variances of `details`, certified as the optimum, and all that follows from it.
 
-    Its variances and `cross_check` (another library's word) are taken from the entry and certified by the
-    score; the rest is computed from them by dense matrices.
+    Of the reported details only `theta`, `sigma` and `cross_check` (another library's word) are taken over;
+    the rest is computed from the variances by dense matrices.
     """
     from scipy import stats
 
-    details, level = entry["details"], plan.intervals.level
-    y = frame[plan.outcome(test.outcome).score].to_numpy(dtype=float)
-    columns = {name: frame[name].to_numpy(dtype=float) for name in test.fixed} | {"1": np.ones(len(y))}
-    ((cluster, effects),) = test.random.items()
-    x, z = (np.column_stack([columns[name] for name in names]) for names in (["1", *test.fixed], effects))
-    codes = frame[cluster].factorize()[0]
-    relative = covariance(details["theta"])
-    found = certify(y, x, z, codes, relative, details["sigma"])
-    stationary = found.score < _STATIONARY
-    terms = {}
-    for name, b, error, df in zip(["1", *test.fixed], found.beta, found.errors, found.df, strict=True):
-        t, half = b / error, float(stats.t.ppf((1 + level) / 2, df)) * error
-        numbers = {"estimate": b, "se": error, "df": df, "t": t, "p": 2 * stats.t.sf(abs(t), df)}
-        terms[name] = {k: float(v) for k, v in (numbers | {"low": b - half, "high": b + half}).items()}
+    level, model = plan.intervals.level, design(plan, test, frame)
+    found = certify(*model, covariance(details["theta"]), details["sigma"])
+    # An end of another search that lies higher shows that this one is only a local optimum.
+    higher = certify(*model, *optimum(*model)).loglik - found.loglik
+    stationary = found.score < _STATIONARY and higher < _STATIONARY
+    names = ["1", *test.fixed]
+    terms = {name: term(found, row, level) for name, row in zip(names, np.eye(len(names)), strict=True)}
     first = terms[test.fixed[0]]
     tails = {"greater": stats.t.sf, "less": stats.t.cdf}
     p = first["p"]
@@ -237,7 +228,7 @@ def mixed(plan: Plan, test: MixedTest, frame: pd.DataFrame, entry: Entry) -> Ent
         "outcome": sign(first["low"], first["high"]) if stationary else "undecided",
         **{"estimate": first["estimate"], "stderr": first["se"], "df": first["df"]},
         **{"p": p if stationary else None, "low": first["low"], "high": first["high"], "level": level},
-        **{"runs": len(y), "seeds": len(np.unique(codes))},
+        **{"runs": len(frame), "seeds": len(set(frame["seed"]))},
         "details": {
             "alternative": test.alternative,
             "terms": terms,
@@ -248,3 +239,37 @@ def mixed(plan: Plan, test: MixedTest, frame: pd.DataFrame, entry: Entry) -> Ent
             "cross_check": details["cross_check"],
         },
     }
+
+
+def design(plan: Plan, test: MixedTest, frame: pd.DataFrame) -> tuple[Array, Array, Array, NDArray[np.intp]]:
+    """Outcome, fixed and random columns, and numbers of the clusters."""
+    y = frame[plan.outcome(test.outcome).score].to_numpy(dtype=float)
+    columns = {name: frame[name].to_numpy(dtype=float) for name in test.fixed} | {"1": np.ones(len(y))}
+    ((cluster, effects),) = test.random.items()
+    x, z = (np.column_stack([columns[name] for name in names]) for names in (["1", *test.fixed], effects))
+    if np.linalg.matrix_rank(x) < x.shape[1] or len(y) <= x.shape[1]:
+        raise Unable("the runs do not determine the model")
+    return y, x, z, frame[cluster].factorize()[0]
+
+
+def searched(plan: Plan, test: MixedTest, frame: pd.DataFrame) -> Certificate:
+    """The fit where nothing is reported; `Unable` where the search ends nowhere."""
+    try:
+        model = design(plan, test, frame)
+        found = certify(*model, *optimum(*model))
+    except np.linalg.LinAlgError as error:
+        raise Unable("the model cannot be fitted") from error
+    if not found.score < _STATIONARY:
+        raise Unable("the model cannot be fitted")
+    return found
+
+
+def term(found: Certificate, weights: Array, level: float) -> Entry:
+    """A combination of fixed effects with its t test and interval by Kenward and Roger."""
+    from scipy import stats
+
+    estimate, error, plain, df = found.combination(weights)
+    t, half = estimate / error, float(stats.t.ppf((1 + level) / 2, df)) * error
+    numbers = {"estimate": estimate, "se": error, "se_unadjusted": plain, "df": df, "t": t}
+    numbers |= {"p": float(2 * stats.t.sf(abs(t), df)), "low": estimate - half, "high": estimate + half}
+    return numbers | {"level": level}

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 # Two ways to the same number differ by rounding, and by what an optimiser left.
-RELATIVE, ABSOLUTE = 1e-6, 1e-12
+RELATIVE, ABSOLUTE = 1e-6, 1e-13
 
 
 class Text:
@@ -27,7 +27,9 @@ class Difference:
         return f"{'.'.join(self.path)} is {self.found}, should be {self.expected}"
 
 
-def differences(found: Any, expected: Any, path: tuple[str, ...] = ()) -> Iterator[Difference]:
+def differences(
+    found: Any, expected: Any, path: tuple[str, ...] = (), relative: float = RELATIVE
+) -> Iterator[Difference]:
     """Every place where `found` is not `expected`: other values, and what only one of the two has."""
     if isinstance(expected, Text):
         if not isinstance(found, str):
@@ -38,23 +40,23 @@ def differences(found: Any, expected: Any, path: tuple[str, ...] = ()) -> Iterat
                 there = ("there", "absent") if key in found else ("absent", "there")
                 yield Difference((*path, key), *there)
             else:
-                yield from differences(found[key], expected[key], (*path, key))
+                yield from differences(found[key], expected[key], (*path, key), relative)
     elif isinstance(expected, list | tuple) and isinstance(found, list):
         if len(found) != len(expected):
             yield Difference(path, f"a list of {len(found)}", f"a list of {len(expected)}")
         for number, (one, other) in enumerate(zip(found, expected, strict=False)):
             named = one.get("id") if isinstance(one, dict) else None
-            yield from differences(one, other, (*path, str(named or number)))
-    elif not same(found, expected):
+            yield from differences(one, other, (*path, str(named or number)), relative)
+    elif not same(found, expected, relative):
         yield Difference(path, _said(found), _said(expected))
 
 
-def same(found: Any, expected: Any) -> bool:
+def same(found: Any, expected: Any, relative: float = RELATIVE) -> bool:
     """Equal, or as floating-point numbers equal up to rounding."""
     if isinstance(found, bool) or isinstance(expected, bool) or found is None or expected is None:
         return found is expected
     if isinstance(found, int | float) and isinstance(expected, int | float):
-        return math.isclose(found, expected, rel_tol=RELATIVE, abs_tol=ABSOLUTE)
+        return math.isclose(found, expected, rel_tol=relative, abs_tol=ABSOLUTE)
     return type(found) is type(expected) and bool(found == expected)
 
 

@@ -1,4 +1,4 @@
-"""Trends over assigned levels once more: isotonic fits from all ways to pool, and the registered draws again."""
+"""Trends over assigned levels once more: isotonic fits from all ways to pool, and the same draws again."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def fitted_squares(means: Array) -> Array:
 
 
 def replay(y: Array, draws: int, seed: int) -> float:
-    """(1 + #{E* >= E}) / (1 + draws) over the same permutations within seeds as the registered generator's."""
+    """(1 + #{E* >= E}) / (1 + draws) over the permutations within seeds that the registered seed gives."""
     generator = np.random.default_rng(seed)
     centred = y - y.mean(axis=1, keepdims=True)
     least = fitted_squares(centred.mean(axis=0)[None])[0] - ROUNDING * float((centred**2).sum())

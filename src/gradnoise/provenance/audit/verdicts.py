@@ -12,7 +12,7 @@ Entry = dict[str, Any]
 
 
 def holm(p_values: Sequence[float | None], missing: float) -> list[float]:
-    """Holm's step-down, by its definition: the j-th smallest of m times m - j + 1, never decreasing, at most 1.
+    """Holm's step-down by its definition: the j-th smallest of m times m - j + 1, not decreasing, at most 1.
 
     What is missing counts as `missing`; the family keeps its size.
     """

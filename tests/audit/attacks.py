@@ -1,0 +1,959 @@
+"""The attacks: what a cheat does to a finished study, and the checks that must notice.
+
+Numbers 1 to 40 are the adversarial suite of the specification, some in several variants; from 41 on they are
+of our own invention. After changing a result the cheat carries out again what follows from it and forges
+records, manifest, dvc.lock and the last commit, so that nothing but what is named can give him away.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import struct
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import pandas as pd
+import pyarrow.parquet as pq
+from tests.audit import forge
+from tests.audit.fixture_study import CELLS, CHUNK, CONFIG, NAME, PILOT, PLAN, Repository
+from tests.audit.forge import LOCK, LOG, MANIFEST, RESULTS, Json, amend, analyse_under, cover, disguise, rewrite
+
+from gradnoise.base import layout
+from gradnoise.base.files import read_json, sha256, write_json
+
+SMALL, MIDDLE, LARGE = CELLS
+FIGURE = layout.figure(NAME, "figure-01-exposure", "svg")
+FIGURE_DATA = layout.figure(NAME, "figure-01-exposure", "parquet")
+REPORT = layout.report(NAME)
+SCORES, EXPOSURE = layout.scores(NAME), layout.exposure(NAME)
+EVERYTHING = ("measure", "analyse", "draw", "report")
+
+
+@dataclass(frozen=True)
+class Attack:
+    """A way to cheat. `trips`: checks that must find a breach; `spot_runs`: training jobs run again."""
+
+    number: int
+    name: str
+    trips: tuple[str, ...]
+    spot_runs: int
+    apply: Callable[[Repository], None]
+
+
+ATTACKS: list[Attack] = []
+
+
+def attack(
+    number: int, *trips: str, spot_runs: int = 0
+) -> Callable[[Callable[[Repository], None]], Callable[[Repository], None]]:
+    """Enter a function as a variant of attack `number`."""
+
+    def enter(apply: Callable[[Repository], None]) -> Callable[[Repository], None]:
+        ATTACKS.append(Attack(number, apply.__name__, trips, spot_runs, apply))
+        return apply
+
+    return enter
+
+
+def test_of(results: Json, name: str) -> Json:
+    """An entry of `tests` in results.json."""
+    found: Json = next(entry for entry in results["tests"] if entry["id"] == name)
+    return found
+
+
+def run_of(repository: Repository, cell: str, seed_index: int) -> str:
+    """Name of a run of block race."""
+    lock: Any = read_json(repository.file(LOCK))
+    place = {"block": "race", "cell": cell, "seed_index": seed_index}
+    return str(next(run["run_id"] for run in lock["runs"] if place.items() <= run.items()))
+
+
+def train_record(cell: str, number: int = 1) -> str:
+    """Name of the record of a training job of block race."""
+    return f"train-race-{cell}-{CHUNK}-{number:04d}"
+
+
+def results_changed(repository: Repository, change: Callable[[Json], object]) -> None:
+    """Change results.json, then draw, report and seal everything accordingly."""
+    forge.rewrite_json(repository, RESULTS, change)
+    cover(repository, "draw", "report")
+
+
+def better(frame: pd.DataFrame, where: pd.Series, by: float = 0.05) -> pd.DataFrame:
+    """Scores with a higher ICL in some rows."""
+    return frame.assign(value=frame["value"].where(~(where & (frame["score"] == "icl")), frame["value"] + by))
+
+
+def better_run(repository: Repository, cell: str = SMALL, seed_index: int = 0) -> None:
+    """Let a run score higher in the very file that its training wrote."""
+    path = layout.run(NAME, "race", cell, CHUNK, "scores")
+    rewrite(repository, path, lambda frame: better(frame, frame["seed_index"] == seed_index))
+
+
+@contextmanager
+def replaced(target: str, value: object) -> Iterator[None]:
+    """A piece of the project's code replaced while the cheat computes."""
+    with patch(target, value):
+        yield
+
+
+# 1 to 6: the plan is changed after the data.
+
+
+@attack(1, "A02")
+def wider_margin_in_the_plan(repository: Repository) -> None:
+    repository.edit(PLAN, "low: -0.05, high: 0.05", "low: -0.08, high: 0.08")
+    amend(repository)
+
+
+@attack(1, "A02")
+def comment_in_the_plan(repository: Repository) -> None:
+    repository.edit(PLAN, "intervals: {level: 0.95}", "intervals: {level: 0.95}  # as always")
+    amend(repository)
+
+
+def relocked(repository: Repository, *, seeds: bool, **dates: str) -> None:
+    """Change the plan and lock it anew after the data, in new commits."""
+    repository.edit(PLAN, "low: -0.05, high: 0.05", "low: -0.08, high: 0.08")
+    repository.commit("Plan", **dates)
+    with repository.inside():
+        entries = [json.loads(line) for line in Path(LOG).read_bytes().splitlines()]
+        run_commit = str(next(iter(forge.records(repository).values()))["commit"]["sha"])
+        forge.relock()
+        forge.write_log(entries, commit=repository.git("rev-parse", "HEAD"))
+    repository.commit("Lock", **dates)
+    forge.claim(repository, repository.git("rev-parse", "HEAD~2^"))
+    assert run_commit
+    forge.rename(repository, seeds=seeds)
+    forge.rerun(repository, *EVERYTHING)
+    forge.seal(repository)
+    repository.commit("Results", **dates)
+
+
+@attack(2, "A04", "A06")
+def relocked_after_the_data(repository: Repository) -> None:
+    relocked(repository, seeds=False)
+
+
+@attack(3, "A04")
+def relocked_with_an_old_date(repository: Repository) -> None:
+    date = "2020-01-01T00:00:00Z"
+    relocked(repository, seeds=True, GIT_AUTHOR_DATE=date, GIT_COMMITTER_DATE=date)
+
+
+@attack(4, "A04")
+def relocked_and_grafted(repository: Repository) -> None:
+    before = repository.git("rev-parse", "HEAD~1")
+    relocked(repository, seeds=True)
+    lock = repository.git("rev-parse", "HEAD~1")
+    # The runs' commit is made to come after the new lock.
+    repository.git("replace", "--graft", before, lock)
+
+
+@attack(5, "A03")
+def edit_hidden_by_skip_worktree(repository: Repository) -> None:
+    repository.edit(PLAN, "low: -0.05, high: 0.05", "low: -0.08, high: 0.08")
+    repository.git("update-index", "--skip-worktree", PLAN)
+    assert repository.git("status", "--porcelain") == ""
+
+
+@attack(5, "A03")
+def edit_hidden_by_assume_unchanged(repository: Repository) -> None:
+    repository.git("update-index", "--assume-unchanged", "dvc.yaml")
+    repository.edit("dvc.yaml", "snakemake --quiet", "snakemake --forceall")
+    assert repository.git("status", "--porcelain") == ""
+
+
+@attack(6, "A01")
+def key_given_twice(repository: Repository) -> None:
+    repository.edit(PLAN, "low: -0.05, high: 0.05", "low: -0.05, high: 0.05, high: 0.08")
+    amend(repository)
+
+
+@attack(6, "A01")
+def alpha_is_no_number(repository: Repository) -> None:
+    repository.edit(PLAN, "alpha: 0.05", "alpha: .nan")
+    amend(repository)
+
+
+@attack(6, "A01")
+def margin_is_a_text(repository: Repository) -> None:
+    repository.edit(PLAN, "high: 0.05}", 'high: "0.05"}')
+    amend(repository)
+
+
+@attack(6, "A01")
+def misspelt_key(repository: Repository) -> None:
+    repository.edit(PLAN, "missing_p: 1.0", "mising_p: 1.0")
+    amend(repository)
+
+
+# 7, 8: other numbers than the registered ones decide.
+
+
+@attack(7, "A16", "A18")
+def margin_changed_in_the_results(repository: Repository) -> None:
+    analyse_under(repository, lambda plan: plan["tests"][7].update(low=-0.02, high=0.02))
+    cover(repository, "draw", "report")
+
+
+@attack(7, "A18")
+def margin_used_but_not_told(repository: Repository) -> None:
+    analyse_under(repository, lambda plan: plan["tests"][7].update(low=-0.02, high=0.02))
+    disguise(repository)
+    cover(repository, "draw", "report")
+
+
+@attack(8, "A16")
+def larger_alpha(repository: Repository) -> None:
+    analyse_under(repository, lambda plan: plan["families"][0].update(alpha=0.1))
+    cover(repository, "draw", "report")
+
+
+@attack(8, "A16", "A17")
+def one_sided(repository: Repository) -> None:
+    analyse_under(repository, lambda plan: plan["tests"][0].update(alternative="greater"))
+    cover(repository, "draw", "report")
+
+
+@attack(8, "A17")
+def one_sided_but_not_told(repository: Repository) -> None:
+    analyse_under(repository, lambda plan: plan["tests"][0].update(alternative="greater"))
+    disguise(repository)
+    cover(repository, "draw", "report")
+
+
+def other_mixed_model(repository: Repository, change: Callable[[Json], object]) -> None:
+    def results(value: Json) -> None:
+        entry = test_of(value, "icl-mixed")
+        change(entry)
+        entry |= {name: entry["details"]["terms"]["log10_pne2"][name] for name in ("df", "p", "low", "high")}
+
+    results_changed(repository, results)
+
+
+@attack(8, "A17")
+def maximum_likelihood(repository: Repository) -> None:
+    from scipy import stats
+
+    def ml(entry: Json) -> None:
+        # The estimates of maximum likelihood have smaller variances: theirs divided by n, not n - p.
+        shrink = (13 / 15) ** 0.5
+        entry["details"]["sigma"] *= shrink
+        for term in entry["details"]["terms"].values():
+            term["se"] *= shrink
+            term["se_unadjusted"] *= shrink
+            term["t"] /= shrink
+            half = stats.t.ppf(0.975, term["df"]) * term["se"]
+            term |= {"low": term["estimate"] - half, "high": term["estimate"] + half}
+            term["p"] = float(2 * stats.t.sf(abs(term["t"]), term["df"]))
+        entry["stderr"] = entry["details"]["terms"]["log10_pne2"]["se"]
+
+    other_mixed_model(repository, ml)
+
+
+@attack(8, "A17")
+def satterthwaite_at_row_level(repository: Repository) -> None:
+    from scipy import stats
+
+    def rows(entry: Json) -> None:
+        term = entry["details"]["terms"]["log10_pne2"]
+        half = stats.t.ppf(0.975, 13) * term["se"]
+        term |= {"df": 13.0, "low": term["estimate"] - half, "high": term["estimate"] + half}
+        term["p"] = float(2 * stats.t.sf(abs(term["t"]), 13))
+
+    other_mixed_model(repository, rows)
+
+
+@attack(8, "A17")
+def z_for_t(repository: Repository) -> None:
+    from scipy import stats
+
+    def z(entry: Json) -> None:
+        term = entry["details"]["terms"]["log10_pne2"]
+        half = 1.959963984540054 * term["se_unadjusted"]
+        term |= {"low": term["estimate"] - half, "high": term["estimate"] + half}
+        term["p"] = float(2 * stats.norm.sf(abs(term["t"])))
+
+    other_mixed_model(repository, z)
+
+
+# 9 to 15: runs are dropped, repeated, added, exchanged.
+
+
+@attack(9, "A07")
+def seed_dropped_from_the_tables(repository: Repository) -> None:
+    gone = run_of(repository, SMALL, 3)
+    for path in (SCORES, EXPOSURE):
+        rewrite(repository, path, lambda frame: frame[frame["run_id"] != gone])
+    cover(repository, "analyse", "draw", "report")
+
+
+@attack(9, "A07", "A14")
+def seed_dropped_and_its_fate_with_it(repository: Repository) -> None:
+    gone = run_of(repository, SMALL, 3)
+    for path in (SCORES, EXPOSURE):
+        rewrite(repository, path, lambda frame: frame[frame["run_id"] != gone])
+    forge.rerun(repository, "analyse")
+    rewrite(repository, layout.analysis(NAME, "fates"), lambda frame: frame[frame["run_id"] != gone])
+    forge.rewrite_json(repository, RESULTS, lambda results: results["fates"].update(missing=0))
+    cover(repository, "draw", "report")
+
+
+@attack(10, "A13")
+def seed_dropped_as_an_outlier(repository: Repository) -> None:
+    from gradnoise.analysis.exclusions import excluded
+
+    gone = run_of(repository, SMALL, 3)
+    with replaced("gradnoise.analysis.gather.excluded", lambda *given: {gone: "X2", **excluded(*given)}):
+        forge.rerun(repository, "analyse")
+    cover(repository, "draw", "report")
+
+
+@attack(11, "A13")
+def exclusion_threshold_nudged(repository: Repository) -> None:
+    analyse_under(repository, lambda plan: plan["exclusions"][1].update(value=0.03))
+    disguise(repository)
+    cover(repository, "draw", "report")
+
+
+@attack(11, "A01")
+def exclusion_by_the_outcome(repository: Repository) -> None:
+    repository.edit(PLAN, "column: events", "column: icl") if False else repository.edit(
+        PLAN, 'id: X2, column: exposure, op: ">"', 'id: X2, column: icl, op: "<"'
+    )
+    amend(repository)
+
+
+def again(repository: Repository, cell: str, number: int, status: str = "finished") -> Json:
+    """One more attempt at a training job, told by a copy of its first record."""
+    record = forge.records(repository)[train_record(cell)]
+    record |= {"id": train_record(cell, number), "attempt": number, "status": status}
+    forge.write_record(repository, record)
+    return record
+
+
+@attack(12, "A06", "A07")
+def run_repeated_with_another_seed(repository: Repository) -> None:
+    record = again(repository, SMALL, 2)
+    record["runs"][0]["seed"] += 1
+    forge.write_record(repository, record)
+    better_run(repository)
+    cover(repository, *EVERYTHING, keep=[train_record(SMALL)])
+
+
+@attack(13, "A07")
+def same_seed_five_times(repository: Repository) -> None:
+    for number in range(2, 6):
+        again(repository, SMALL, number)
+    better_run(repository)
+    cover(repository, *EVERYTHING, keep=[train_record(SMALL, number) for number in range(1, 5)])
+
+
+@attack(13, "A07")
+def same_seed_five_times_and_four_records_gone(repository: Repository) -> None:
+    again(repository, SMALL, 5)
+    repository.file(f"{layout.attempts(NAME)}/{train_record(SMALL)}.json").unlink()
+    better_run(repository)
+    cover(repository, *EVERYTHING)
+
+
+@attack(13, "A27", spot_runs=7)
+def same_seed_five_times_and_nothing_told(repository: Repository) -> None:
+    better_run(repository)
+    cover(repository, *EVERYTHING)
+
+
+@attack(14, "A07")
+def seed_added(repository: Repository) -> None:
+    record = forge.records(repository)[train_record(SMALL)]
+    record |= {"id": "train-race-b016-lr0.0015-s05-05-0001", "name": "race/b016-lr0.0015/s05-05", "outputs": []}
+    with repository.inside():
+        from gradnoise.registration.plan import load_plan
+        from gradnoise.registration.seeds import derive_seeds, run_id
+
+        key = load_plan(PLAN).key
+        name, seed = run_id(key, "race", SMALL, 5), derive_seeds(key, 6)[5]
+    record["runs"] = [{"run_id": name, "block": "race", "cell": SMALL, "seed_index": 5, "seed": seed}]
+    record["settings"]["seeds"] = [5]
+    forge.write_record(repository, record)
+    like = run_of(repository, SMALL, 0)
+    for path in (SCORES, EXPOSURE):
+        rewrite(
+            repository,
+            path,
+            lambda frame: pd.concat(
+                [frame, frame[frame["run_id"] == like].assign(run_id=name, seed_index=5)], ignore_index=True
+            ),
+        )
+    # The analysis refuses a run that is not planned, so the numbers stay; the run is there all the same.
+    cover(repository)
+
+
+def other_configuration(repository: Repository) -> None:
+    """The runs of `hot`, which learns faster, stand in the place of those of the middle cell."""
+    names = {run_of(repository, "hot", index): run_of(repository, MIDDLE, index) for index in range(5)}
+    for table in layout.RUN_TABLES:
+        source, target = (layout.run(NAME, "race", cell, CHUNK, table) for cell in ("hot", MIDDLE))
+        shutil.copyfile(repository.file(source), repository.file(target))
+
+        def moved(frame: pd.DataFrame) -> pd.DataFrame:
+            frame = frame.assign(run_id=frame["run_id"].map(names))
+            frame = frame.assign(cell=MIDDLE) if "cell" in frame else frame
+            changed = {"learning_rate": 1.5e-3} if "learning_rate" in frame else {}
+            return frame.assign(**changed)
+
+        rewrite(repository, target, moved)
+
+
+@attack(15, "A08")
+def other_configuration_in_a_cell(repository: Repository) -> None:
+    record = forge.records(repository)[train_record(MIDDLE)]
+    record["settings"]["cell"]["learning_rate"] = 4e-3
+    forge.write_record(repository, record)
+    other_configuration(repository)
+    cover(repository, *EVERYTHING)
+
+
+@attack(15, "A27", spot_runs=7)
+def other_configuration_and_nothing_told(repository: Repository) -> None:
+    other_configuration(repository)
+    cover(repository, *EVERYTHING)
+
+
+# 16 to 20: files are changed.
+
+
+def flipped(repository: Repository) -> None:
+    """Change one byte of a table's data in place; size and time stay."""
+    path = repository.file(layout.run(NAME, "race", SMALL, CHUNK, "scores"))
+    before = path.stat()
+    content = bytearray(path.read_bytes())
+    column = pq.read_metadata(path).row_group(0).column(pq.read_schema(path).get_field_index("value"))
+    content[column.data_page_offset + column.total_compressed_size - 9] ^= 1
+    path.write_bytes(content)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+@attack(16, "A09")
+def one_float_edited_in_place(repository: Repository) -> None:
+    flipped(repository)
+
+
+@attack(17, "A10", "A11")
+def one_float_edited_and_committed(repository: Repository) -> None:
+    flipped(repository)
+    forge.seal(repository)
+    repository.commit("Fix")
+
+
+@attack(17, "A10", "A11")
+def one_float_beyond_the_old_maximum(repository: Repository) -> None:
+    path = layout.run(NAME, "race", SMALL, CHUNK, "scores")
+    before = pq.read_metadata(repository.file(path)).row_group(0)
+    place = pq.read_schema(repository.file(path)).get_field_index("stderr")
+    old = before.column(place).statistics.max
+    rewrite(repository, path, lambda frame: frame.assign(stderr=frame["stderr"].where(frame["stderr"] < old, 2 * old)))
+    content = repository.file(path).read_bytes()
+    # The page has a right checksum; the footer still tells the old maximum.
+    assert content.count(struct.pack("<d", 2 * old))
+    repository.file(path).write_bytes(content.replace(struct.pack("<d", 2 * old), struct.pack("<d", old)))
+    forge.rerun(repository, *EVERYTHING)
+    forge.seal(repository)
+    repository.commit("Fix")
+
+
+@attack(17, "A27", spot_runs=7)
+def one_float_edited_and_the_past_with_it(repository: Repository) -> None:
+    better_run(repository, LARGE, 2)
+    cover(repository, *EVERYTHING)
+
+
+@attack(18, "A09")
+def rows_in_another_order(repository: Repository) -> None:
+    path = layout.run(NAME, "race", SMALL, CHUNK, "scores")
+    rewrite(repository, path, lambda frame: frame.iloc[::-1])
+
+
+@attack(19, "A11")
+def rows_twice(repository: Repository) -> None:
+    rewrite(repository, layout.run(NAME, "race", SMALL, CHUNK, "scores"), lambda frame: pd.concat([frame, frame[:3]]))
+    cover(repository)
+
+
+@attack(19, "A11")
+def score_dropped(repository: Repository) -> None:
+    gone = run_of(repository, SMALL, 3)
+    for path in (layout.run(NAME, "race", SMALL, CHUNK, "scores"), SCORES):
+        rewrite(repository, path, lambda frame: frame[(frame["run_id"] != gone) | (frame["score"] != "iwl")])
+    cover(repository)
+
+
+@attack(19, "A11")
+def null_for_a_bad_score(repository: Repository) -> None:
+    gone = run_of(repository, SMALL, 3)
+
+    def change(frame: pd.DataFrame) -> pd.DataFrame:
+        bad = (frame["run_id"] == gone) & (frame["score"] == "iwl") & (frame["branch"] == 1)
+        return frame.assign(value=frame["value"].mask(bad), stderr=frame["stderr"].mask(bad))
+
+    for path in (layout.run(NAME, "race", SMALL, CHUNK, "scores"), SCORES):
+        rewrite(repository, path, change)
+    cover(repository)
+
+
+@attack(20, "A12")
+def evaluation_data_swapped(repository: Repository) -> None:
+    import hashlib
+
+    def change(frame: pd.DataFrame) -> pd.DataFrame:
+        text = frame["text"].where(frame["split"] != "validation", frame["text"].str.lower())
+        digests = [hashlib.sha256(each.encode()).hexdigest() for each in text]
+        return frame.assign(text=text, sha256=digests)
+
+    rewrite(repository, layout.plays(NAME), change)
+    cover(repository)
+
+
+@attack(20, "A12")
+def pilot_swapped(repository: Repository) -> None:
+    repository.edit(PILOT, "0.012", "0.003")
+    amend(repository)
+
+
+# 21 to 27: another analysis than the registered one.
+
+
+@attack(21, "A16")
+def loss_window_widened(repository: Repository) -> None:
+    analyse_under(repository, lambda plan: plan["sensitivity"][0].update(windows=[0.02, 0.2]))
+    disguise(repository)
+    cover(repository, "draw", "report")
+
+
+@attack(21, "A16")
+def interpolation_turned_off(repository: Repository) -> None:
+    import numpy as np
+
+    def nearest(values: Any, target: float) -> Any:
+        from gradnoise.analysis import matching
+
+        weights = original(values, target)
+        return None if weights is None else np.where(weights == weights.max(), 1.0, 0.0)
+
+    from gradnoise.analysis.matching import _weights as original
+
+    with replaced("gradnoise.analysis.matching._weights", nearest):
+        forge.rerun(repository, "analyse")
+    cover(repository, "draw", "report")
+
+
+@attack(22, "A16")
+def covariate_removed(repository: Repository) -> None:
+    analyse_under(repository, lambda plan: plan["tests"][4].update(fixed=["log10_pne2"]))
+    cover(repository, "draw", "report")
+
+
+@attack(22, "A17")
+def covariate_removed_but_not_told(repository: Repository) -> None:
+    analyse_under(repository, lambda plan: plan["tests"][4].update(fixed=["log10_pne2"]))
+    disguise(repository)
+    cover(repository, "draw", "report")
+
+
+@attack(23, "A16")
+def random_slope_removed(repository: Repository) -> None:
+    analyse_under(repository, lambda plan: plan["tests"][1]["random"].update(seed=["1"]))
+    cover(repository, "draw", "report")
+
+
+@attack(23, "A17")
+def random_slope_removed_but_not_told(repository: Repository) -> None:
+    analyse_under(repository, lambda plan: plan["tests"][1]["random"].update(seed=["1"]))
+    disguise(repository)
+    cover(repository, "draw", "report")
+
+
+@attack(24, "A15", "A16")
+def outcomes_swapped(repository: Repository) -> None:
+    analyse_under(repository, lambda plan: plan["tests"][0].update(outcome="iwl"))
+    cover(repository, "draw", "report")
+
+
+@attack(24, "A17")
+def outcomes_swapped_but_not_told(repository: Repository) -> None:
+    analyse_under(repository, lambda plan: plan["tests"][0].update(outcome="iwl"))
+    disguise(repository)
+    cover(repository, "draw", "report")
+
+
+@attack(25, "A19")
+def hypothesis_left_out_of_the_family(repository: Repository) -> None:
+    from gradnoise.analysis.families import holm
+
+    def change(results: Json) -> None:
+        family = results["families"][0]
+        left = [member for member in family["members"] if member["hypothesis"] != "H2"]
+        for member, p in zip(left, holm([member["p"] for member in left]), strict=True):
+            member["p_adjusted"] = p
+        adjusted = {member["hypothesis"]: member["p_adjusted"] for member in family["members"]}
+        for hypothesis in results["hypotheses"]:
+            hypothesis["p_adjusted"] = adjusted[hypothesis["id"]]
+
+    results_changed(repository, change)
+
+
+@attack(25, "A19")
+def missing_p_shrinks_the_family(repository: Repository) -> None:
+    from gradnoise.analysis.families import holm
+
+    def change(results: Json) -> None:
+        members = results["families"][0]["members"]
+        members[1] |= {"p": None, "p_adjusted": None}
+        results["hypotheses"][1] |= {"p": None, "p_adjusted": None}
+        left = [members[0], *members[2:]]
+        for member, p in zip(left, holm([member["p"] for member in left]), strict=True):
+            member["p_adjusted"] = p
+            next(h for h in results["hypotheses"] if h["id"] == member["hypothesis"])["p_adjusted"] = p
+
+    results_changed(repository, change)
+
+
+@attack(26, "A18")
+def smaller_p_of_two(repository: Repository) -> None:
+    from gradnoise.analysis.verdicts import read_hypotheses
+    from gradnoise.registration.plan import load_plan
+
+    def change(results: Json) -> None:
+        entry = test_of(results, "icl-batch")
+        entry["p"] = min(entry["details"]["p_low"], entry["details"]["p_high"])
+        families, hypotheses = read_hypotheses(load_plan(PLAN), results["tests"])
+        labels = [entry["label"] for entry in results["hypotheses"]]
+        results["families"] = families
+        results["hypotheses"] = [h | {"label": label} for h, label in zip(hypotheses, labels, strict=True)]
+
+    with repository.inside():
+        results_changed(repository, change)
+
+
+@attack(26, "A18")
+def interval_of_another_level(repository: Repository) -> None:
+    from scipy import stats
+
+    def change(results: Json) -> None:
+        entry = test_of(results, "icl-batch")
+        half = stats.t.ppf(0.975, entry["df"]) * entry["stderr"]
+        entry |= {"low": entry["estimate"] - half, "high": entry["estimate"] + half}
+
+    results_changed(repository, change)
+
+
+@attack(27, "A16")
+def correlation_of_rows(repository: Repository) -> None:
+    from gradnoise.analysis.correlation import spearman_intervals
+
+    def change(results: Json) -> None:
+        entry = next(entry for entry in results["exploratory"] if entry["kind"] == "correlation")
+        # Each run's four tasks as if they were four runs.
+        pooled, runs = entry["details"]["pooled"], 4 * entry["runs"]
+        low, high = next(iter(spearman_intervals(pooled["estimate"], runs).values()))
+        entry["runs"] = runs
+        pooled |= {"low": low, "high": high}
+
+    results_changed(repository, change)
+
+
+# 28 to 30: what people see.
+
+
+@attack(28, "A24")
+def figure_swapped(repository: Repository) -> None:
+    other = layout.figure(NAME, "figure-12-flow", "svg")
+    shutil.copyfile(repository.file(other), repository.file(FIGURE))
+    cover(repository, "report")
+
+
+@attack(28, "A24")
+def axis_cut(repository: Repository) -> None:
+    import matplotlib.figure
+
+    class Cut(matplotlib.figure.Figure):
+        def savefig(self, *given: Any, **named: Any) -> None:
+            low, high = self.axes[0].get_ylim()
+            self.axes[0].set_ylim(low + (high - low) / 2, high)
+            super().savefig(*given, **named)
+
+    with replaced("matplotlib.figure.Figure", Cut), replaced("matplotlib.pyplot.Figure", Cut):
+        forge.rerun(repository, "draw")
+    changed = repository.git("status", "--porcelain")
+    assert FIGURE in changed, "no axis was cut"
+    cover(repository, "report")
+
+
+@attack(28, "A24")
+def points_removed(repository: Repository) -> None:
+    path = layout.analysis(NAME, "matched")
+    original = repository.file(path).read_bytes()
+    gone = run_of(repository, SMALL, 3)
+    rewrite(repository, path, lambda frame: frame[frame["run_id"] != gone])
+    forge.rerun(repository, "draw")
+    repository.file(path).write_bytes(original)
+    cover(repository, "report")
+
+
+def page_edited(repository: Repository, old: str, new: str) -> None:
+    repository.edit(REPORT, old, new)
+    cover(repository)
+
+
+@attack(29, "A22", "A23")
+def number_typed_by_hand(repository: Repository) -> None:
+    page_edited(repository, "</h1>", "</h1><p>In 97.31 percent of all cases.</p>")
+
+
+@attack(29, "A22")
+def p_rounded_down(repository: Repository) -> None:
+    results: Any = read_json(repository.file(RESULTS))
+    from gradnoise.base import wording
+
+    p = wording.p_value(test_of(results, "iwl-slope")["p"], 0.05)
+    page_edited(repository, p, "0.049")
+
+
+@attack(30, "A15")
+def exploratory_called_confirmatory(repository: Repository) -> None:
+    results_changed(repository, lambda results: results["sensitivity"][0].update(label="CONFIRMATORY"))
+
+
+@attack(30, "A22")
+def verdict_word_in_prose(repository: Repository) -> None:
+    page_edited(repository, "</h1>", "</h1><p>This confirms our hypothesis.</p>")
+
+
+# 31 to 37: deviations, draws, looks, code, pilot.
+
+
+def log_without_the_entry(repository: Repository) -> None:
+    repository.file(LOG).unlink()
+
+
+@attack(31, "A25")
+def deviation_deleted(repository: Repository) -> None:
+    log_without_the_entry(repository)
+    forge.rerun(repository, "analyse", "draw", "report")
+    forge.seal(repository)
+    repository.commit("Tidy up")
+
+
+@attack(31, "A25")
+def deviation_omitted(repository: Repository) -> None:
+    analyse_under(repository, lambda plan: plan["tests"][3].update(alternative="less"))
+    cover(repository, "draw", "report")
+
+
+@attack(31, "A25")
+def deviation_dated_before_the_outcome(repository: Repository) -> None:
+    with repository.inside():
+        entries = [json.loads(line) for line in Path(LOG).read_bytes().splitlines()]
+        # Logged now, told as if it had been logged with the first one.
+        entries.append(entries[0] | {"pointer": "/tests/7/high", "registered": 0.05, "actual": 0.08})
+        entries[1] |= {"tests": ["icl-batch"], "beside": "tests.icl-batch"}
+        forge.write_log(entries)
+    forge.rerun(repository, "analyse", "draw", "report")
+    forge.seal(repository)
+    repository.commit("Deviation")
+
+
+@attack(31, "A25")
+def deviation_reworded(repository: Repository) -> None:
+    with repository.inside():
+        entries = [json.loads(line) for line in Path(LOG).read_bytes().splitlines()]
+        entries[0]["effect"] = "None at all."
+        forge.write_log(entries)
+    forge.rerun(repository, "analyse", "draw", "report")
+    forge.seal(repository)
+    repository.commit("Wording")
+
+
+@attack(32, "A21")
+def other_draws_of_the_bootstrap(repository: Repository) -> None:
+    from gradnoise.analysis.decisions import permutation_seed
+
+    with (
+        replaced("gradnoise.analysis.beside.permutation_seed", lambda *given: permutation_seed(*given) + 1),
+        replaced("gradnoise.analysis.decisions.permutation_seed", lambda *given: permutation_seed(*given) + 1),
+    ):
+        forge.rerun(repository, "analyse")
+    before: Any = json.loads(repository.git("show", f"HEAD:{RESULTS}"))
+
+    def told(results: Json) -> None:
+        for section in ("tests", "sensitivity", "exploratory"):
+            for entry, old in zip(results[section], before[section], strict=True):
+                if "seed" in old["details"]:
+                    entry["details"]["seed"] = old["details"]["seed"]
+
+    results_changed(repository, told)
+
+
+@attack(33, "A07")
+def stopped_after_a_look(repository: Repository) -> None:
+    for record in forge.records(repository).values():
+        if record["phase"] == "train" and record["runs"][0]["block"] == "race":
+            record["runs"] = record["runs"][:3]
+            forge.write_record(repository, record)
+    for job in ("slow", "warm", "hot", *CELLS):
+        late = {run_of(repository, job, index) for index in (3, 4)}
+        for table in layout.RUN_TABLES:
+            path = layout.run(NAME, "race", job, CHUNK, table)
+            rewrite(repository, path, lambda frame, late=late: frame[~frame["run_id"].isin(late)])
+    cover(repository, *EVERYTHING)
+
+
+@attack(34, "A14")
+def unmatched_runs_hidden(repository: Repository) -> None:
+    for table in ("fates", "flow"):
+        rewrite(repository, layout.analysis(NAME, table), lambda frame: frame[frame["cell"] != "slow"])
+
+    def change(results: Json) -> None:
+        results["missing"] = [entry for entry in results["missing"] if entry["cell"] != "slow"]
+        results["fates"]["unmatched"] -= 5
+        for stage in ("planned", "started", "finished"):
+            results["flow"][stage] -= 5
+
+    results_changed(repository, change)
+
+
+@attack(35, "A05")
+def analysis_code_edited_afterwards(repository: Repository) -> None:
+    path = "src/gradnoise/analysis/families.py"
+    repository.file(path).write_text(repository.file(path).read_text() + "\n# tidied\n")
+    amend(repository)
+
+
+@attack(35, "A05", "A17")
+def edited_analysis_code_used(repository: Repository) -> None:
+    path = "src/gradnoise/analysis/student.py"
+    repository.file(path).write_text(repository.file(path).read_text() + "\n# p halved\n")
+    for record in forge.records(repository).values():
+        if path in record["code"]["files"]:
+            record["code"]["files"][path] = sha256(repository.file(path))
+            from gradnoise.base.files import sha256_of
+
+            record["code"]["sha256"] = sha256_of(record["code"]["files"])
+            forge.write_record(repository, record)
+
+    def halved(results: Json) -> None:
+        test_of(results, "icl-slope-updates")["p"] /= 2
+
+    results_changed(repository, halved)
+
+
+@attack(36, "A05")
+def audit_code_edited(repository: Repository) -> None:
+    repository.edit("src/gradnoise/provenance/audit/trees.py", "1e-6", "1e+6")
+    amend(repository)
+
+
+@attack(37, "A06")
+def pilot_runs_used(repository: Repository) -> None:
+    record = forge.records(repository)[train_record(SMALL)]
+    for run in record["runs"]:
+        run["seed"] = 1000 + run["seed_index"]
+    forge.write_record(repository, record)
+    better_run(repository)
+    cover(repository, *EVERYTHING)
+
+
+# 38 to 40: links, two versions of the truth, a history cut short.
+
+
+@attack(38, "A09")
+def table_is_a_link(repository: Repository) -> None:
+    path = repository.file(SCORES)
+    outside = repository.path.parent / f"{repository.path.name}-scores.parquet"
+    shutil.move(path, outside)
+    path.symlink_to(outside)
+
+
+@attack(38, "A09")
+def folder_is_a_link(repository: Repository) -> None:
+    path = repository.file(f"results/{NAME}/scores")
+    outside = repository.path.parent / f"{repository.path.name}-scores"
+    shutil.move(path, outside)
+    path.symlink_to(outside)
+
+
+@attack(38, "A09")
+def table_is_a_pointer(repository: Repository) -> None:
+    path = repository.file(layout.exposure_parts(NAME))
+    pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{sha256(path)}\nsize {path.stat().st_size}\n"
+    path.write_text(pointer)
+
+
+@attack(38, "A09")
+def store_serves_another_table(repository: Repository) -> None:
+    # As after `dvc pull` from a remote that was exchanged: dvc.lock stays, the files do not.
+    better_run(repository)
+    forge.rerun(repository, *EVERYTHING)
+    lock = repository.file("dvc.lock").read_bytes()
+    forge.seal(repository)
+    repository.file("dvc.lock").write_bytes(lock)
+    amend(repository)
+
+
+@attack(38, "A09")
+def path_out_of_the_repository(repository: Repository) -> None:
+    outside = repository.path.parent / f"{repository.path.name}.parquet"
+    shutil.copyfile(repository.file(SCORES), outside)
+
+    def change(manifest: Json) -> None:
+        entry = next(entry for entry in manifest["files"] if entry["path"] == SCORES)
+        entry["path"] = f"results/{NAME}/../../../{outside.name}"
+
+    forge.rewrite_json(repository, MANIFEST, change)
+    with repository.inside():
+        forge.seal_dvc()
+    amend(repository)
+
+
+@attack(39, "A15", "A22")
+def report_of_other_results(repository: Repository) -> None:
+    honest = repository.file(RESULTS).read_bytes()
+    other = repository.file(RESULTS).with_name("results-final.json")
+
+    def change(results: Json) -> None:
+        results["hypotheses"][0] |= {"outcome": "corroborated"}
+
+    forge.rewrite_json(repository, RESULTS, change)
+    forge.rerun(repository, "report")
+    shutil.copyfile(repository.file(RESULTS), other)
+    repository.file(RESULTS).write_bytes(honest)
+    cover(repository)
+
+
+def shallow(repository: Repository, depth: int) -> None:
+    """Cut the history as `git clone --depth` does."""
+    cut = repository.git("rev-parse", f"HEAD~{depth - 1}")
+    repository.file(".git/shallow").write_text(f"{cut}\n")
+
+
+@attack(40, "A04")
+def shallow_clone(repository: Repository) -> None:
+    shallow(repository, 1)
+
+
+@attack(40, "A04")
+def history_deleted(repository: Repository) -> None:
+    repository.git("checkout", "--quiet", "--orphan", "fresh")
+    repository.commit("Everything")
+    repository.git("branch", "--quiet", "--delete", "--force", "main")
+    repository.git("branch", "--move", "main")
+
+
+assert (CONFIG, write_json)
