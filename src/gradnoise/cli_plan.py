@@ -20,7 +20,6 @@ from gradnoise.registration.plan import Plan, load_plan
 
 if TYPE_CHECKING:
     from gradnoise.registration.lockfile import DryRun
-    from gradnoise.registration.locking import Modules
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -32,8 +31,6 @@ StudyName = Annotated[
     str,
     typer.Option("--study", help="Name of the study: its settings are config/NAME.yaml.", show_default=False),
 ]
-# Where the code begins that carries out a plan, and the code that checks it.
-MODULES: Modules = {"analysis": "gradnoise.analysis.analyse", "audit": "gradnoise.provenance.audit"}
 
 
 @app.command(epilog="Example: [bold]gradnoise plan lock --study laptop --beacon 'drand 5281234 9c1f'[/bold]")
@@ -49,6 +46,7 @@ def lock(
     study that is there already, and a rule that errs too often or cannot reach one of its verdicts.
     """
     from gradnoise.analysis.rehearse import reachability
+    from gradnoise.provenance.audit.registration import MODULES
     from gradnoise.registration.lockfile import lock_path
     from gradnoise.registration.locking import check_ready
     from gradnoise.registration.locking import lock as write_lock
@@ -81,7 +79,8 @@ def rehearse(
     if truth is None:
         _print_rates(_dry_run(load_plan(settings.plan), settings))
         return
-    path = carry_out(study, truth, folder or Path(f"logs/rehearsal-{study}-{truth}"), number)
+    chosen = folder or Path(f"logs/rehearsal-{study}-{truth}")
+    path = carry_out(study, truth, chosen, number)
     results: Any = read_json(path)
     _print(
         f"{results['label']}, not measured: truth {truth}, simulation {number}",
@@ -93,7 +92,7 @@ def rehearse(
         ("hypothesis", "outcome", "adjusted p"),
         [(h["id"], h["outcome"], p_value(h["p_adjusted"])) for h in results["hypotheses"]],
     )
-    print(path.parent)
+    print(chosen)
 
 
 @app.command(
@@ -112,8 +111,10 @@ def deviate(
     document: Annotated[DocumentName, typer.Option(help="What is deviated from.")] = "plan",
 ) -> None:
     """Append a deviation to deviations.jsonl; registered value, tests touched and moment are found out."""
+    from gradnoise.provenance.audit.registration import MODULES
     from gradnoise.registration.deviations import deviate as append
-    from gradnoise.registration.deviations import deviations_path, resolve
+    from gradnoise.registration.deviations import resolve
+    from gradnoise.registration.lockfile import deviations_path
     from gradnoise.registration.locking import facts
 
     path = load_study(study).plan

@@ -62,7 +62,7 @@ def measure_outputs(name: str) -> list[str]:
 
 
 def registration(study: Study) -> list[str]:
-    """What the analysis of a registered study reads beside its plan: the lock, and deviations if there are any."""
+    """What the analysis of a registered study reads beside its plan: the lock, and deviations if any."""
     registered = study_label(study) == LABELS["registered"]
     files = [lock_path(study.plan), deviations_path(study.plan)] if registered else []
     return [path.as_posix() for path in files if path.is_file()]

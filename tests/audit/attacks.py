@@ -25,7 +25,7 @@ from tests.audit.fixture_study import CELLS, CHUNK, CONFIG, NAME, PILOT, PLAN, R
 from tests.audit.forge import LOCK, LOG, MANIFEST, RESULTS, Json, amend, analyse_under, cover, disguise, rewrite
 
 from gradnoise.base import layout
-from gradnoise.base.files import read_json, sha256, write_json
+from gradnoise.base.files import read_json, sha256
 
 SMALL, MIDDLE, LARGE = CELLS
 FIGURE = layout.figure(NAME, "figure-01-exposure", "svg")
@@ -325,9 +325,7 @@ def exclusion_threshold_nudged(repository: Repository) -> None:
 
 @attack(11, "A01")
 def exclusion_by_the_outcome(repository: Repository) -> None:
-    repository.edit(PLAN, "column: events", "column: icl") if False else repository.edit(
-        PLAN, 'id: X2, column: exposure, op: ">"', 'id: X2, column: icl, op: "<"'
-    )
+    repository.edit(PLAN, 'id: X2, column: exposure, op: ">"', 'id: X2, column: icl, op: "<"')
     amend(repository)
 
 
@@ -397,10 +395,10 @@ def seed_added(repository: Repository) -> None:
 
 
 def other_configuration(repository: Repository) -> None:
-    """The runs of `hot`, which learns faster, stand in the place of those of the middle cell."""
-    names = {run_of(repository, "hot", index): run_of(repository, MIDDLE, index) for index in range(5)}
+    """The runs of `warm`, which learns faster, stand in the place of those of the middle cell."""
+    names = {run_of(repository, "warm", index): run_of(repository, MIDDLE, index) for index in range(5)}
     for table in layout.RUN_TABLES:
-        source, target = (layout.run(NAME, "race", cell, CHUNK, table) for cell in ("hot", MIDDLE))
+        source, target = (layout.run(NAME, "race", cell, CHUNK, table) for cell in ("warm", MIDDLE))
         shutil.copyfile(repository.file(source), repository.file(target))
 
         def moved(frame: pd.DataFrame) -> pd.DataFrame:
@@ -415,7 +413,7 @@ def other_configuration(repository: Repository) -> None:
 @attack(15, "A08")
 def other_configuration_in_a_cell(repository: Repository) -> None:
     record = forge.records(repository)[train_record(MIDDLE)]
-    record["settings"]["cell"]["learning_rate"] = 4e-3
+    record["settings"]["cell"]["learning_rate"] = 2e-3
     forge.write_record(repository, record)
     other_configuration(repository)
     cover(repository, *EVERYTHING)
@@ -554,6 +552,11 @@ def interpolation_turned_off(repository: Repository) -> None:
     cover(repository, "draw", "report")
 
 
+@attack(21, "A16")
+def reliability_bar_lowered(repository: Repository) -> None:
+    results_changed(repository, lambda results: results["thresholds"].update(reliability=0.5))
+
+
 @attack(22, "A16")
 def covariate_removed(repository: Repository) -> None:
     analyse_under(repository, lambda plan: plan["tests"][4].update(fixed=["log10_pne2"]))
@@ -681,15 +684,15 @@ def figure_swapped(repository: Repository) -> None:
 
 @attack(28, "A24")
 def axis_cut(repository: Repository) -> None:
-    import matplotlib.figure
+    from gradnoise.figures.figure_01_exposure import plot
 
-    class Cut(matplotlib.figure.Figure):
-        def savefig(self, *given: Any, **named: Any) -> None:
-            low, high = self.axes[0].get_ylim()
-            self.axes[0].set_ylim(low + (high - low) / 2, high)
-            super().savefig(*given, **named)
+    def cut(*given: Any) -> Any:
+        figure = plot(*given)
+        low, high = figure.axes[0].get_ylim()
+        figure.axes[0].set_ylim(low + (high - low) / 2, high)
+        return figure
 
-    with replaced("matplotlib.figure.Figure", Cut), replaced("matplotlib.pyplot.Figure", Cut):
+    with replaced("gradnoise.figures.figure_01_exposure.plot", cut):
         forge.rerun(repository, "draw")
     changed = repository.git("status", "--porcelain")
     assert FIGURE in changed, "no axis was cut"
@@ -932,15 +935,23 @@ def report_of_other_results(repository: Repository) -> None:
 
     forge.rewrite_json(repository, RESULTS, change)
     forge.rerun(repository, "report")
-    shutil.copyfile(repository.file(RESULTS), other)
+    told = repository.file(RESULTS).read_bytes()
     repository.file(RESULTS).write_bytes(honest)
     cover(repository)
+    other.write_bytes(told)
+    amend(repository)
 
 
 def shallow(repository: Repository, depth: int) -> None:
     """Cut the history as `git clone --depth` does."""
     cut = repository.git("rev-parse", f"HEAD~{depth - 1}")
     repository.file(".git/shallow").write_text(f"{cut}\n")
+
+
+@attack(4, "A04")
+def object_replaced(repository: Repository) -> None:
+    # A replaced object that changes nothing yet: the next one may.
+    repository.git("replace", "--graft", "HEAD", "HEAD~1")
 
 
 @attack(40, "A04")
@@ -956,4 +967,398 @@ def history_deleted(repository: Repository) -> None:
     repository.git("branch", "--move", "main")
 
 
-assert (CONFIG, write_json)
+# 41 and on: of our own invention.
+
+
+@attack(41, "A27", spot_runs=7)
+def registered_anew_with_a_wider_margin(repository: Repository) -> None:
+    # History, names and seeds in the records follow from the new plan; only the training does not.
+    forge.rewrite_history(repository, plan=lambda plan: plan["tests"][7].update(low=-0.08, high=0.08))
+
+
+@attack(41, "A28", spot_runs=1)
+def registered_anew_and_one_run_asked_for(repository: Repository) -> None:
+    forge.rewrite_history(repository, plan=lambda plan: plan["matching"].update(target=0.94))
+
+
+@attack(42, "A07")
+def worse_attempts_emptied(repository: Repository) -> None:
+    # A record of no bytes reads as an attempt that was killed before it could say anything.
+    for number in (2, 3, 4, 5):
+        again(repository, SMALL, number)
+    for number in (1, 2, 3, 4):
+        repository.file(f"{layout.attempts(NAME)}/{train_record(SMALL, number)}.json").write_bytes(b"")
+    better_run(repository)
+    cover(repository, *EVERYTHING)
+
+
+@attack(43, "A07")
+def worse_attempt_called_failed(repository: Repository) -> None:
+    # It ran to its end and wrote its tables; only the word is another one.
+    again(repository, SMALL, 2)
+    worse = forge.records(repository)[train_record(SMALL)]
+    forge.write_record(repository, worse | {"status": "failed"})
+    better_run(repository)
+    cover(repository, *EVERYTHING, keep=[train_record(SMALL)])
+
+
+@attack(43, "A07")
+def worse_attempt_called_killed(repository: Repository) -> None:
+    again(repository, SMALL, 2)
+    worse = forge.records(repository)[train_record(SMALL)]
+    forge.write_record(repository, worse | {"status": "started"})
+    better_run(repository)
+    cover(repository, *EVERYTHING, keep=[train_record(SMALL)])
+
+
+def with_metadata(repository: Repository, path: str, key: bytes, value: bytes) -> None:
+    """Change what a Parquet file says of itself, not its rows."""
+    import pyarrow as pa
+
+    table: pa.Table = pq.read_table(repository.file(path))
+    table = table.replace_schema_metadata({**table.schema.metadata, key: value})
+    pq.write_table(table, repository.file(path), write_page_checksum=True, compression="zstd")
+
+
+@attack(44, "A11")
+def label_of_a_table_changed(repository: Repository) -> None:
+    with_metadata(repository, layout.exposure_parts(NAME), b"label", b"REHEARSAL")
+    cover(repository)
+
+
+@attack(45, "A15")
+def results_with_a_key_twice(repository: Repository) -> None:
+    # Readers that keep the last value see the honest one, readers of the text the other.
+    text = repository.file(RESULTS).read_text()
+    repository.file(RESULTS).write_text(text.replace("{", '{\n  "label": "CONFIRMED",', 1))
+    cover(repository)
+
+
+@attack(46, "A15")
+def results_with_nan(repository: Repository) -> None:
+    text = repository.file(RESULTS).read_text()
+    assert '"sd": null' in text
+    repository.file(RESULTS).write_text(text.replace('"sd": null', '"sd": NaN', 1))
+    forge.seal(repository)
+    amend(repository)
+
+
+@attack(47, "A11")
+def column_added(repository: Repository) -> None:
+    import pyarrow as pa
+
+    path = repository.file(layout.exposure_parts(NAME))
+    table = pq.read_table(path)
+    pq.write_table(table.append_column("note", pa.array(["x"] * len(table))), path, write_page_checksum=True)
+    cover(repository)
+
+
+@attack(48, "A09")
+def hidden_file(repository: Repository) -> None:
+    repository.file(f"results/{NAME}/runs/.better.parquet").write_bytes(b"x")
+    with repository.inside():
+        forge.seal_dvc()
+    amend(repository)
+
+
+@attack(48, "A09")
+def file_called_gitignore(repository: Repository) -> None:
+    shutil.copyfile(repository.file(SCORES), repository.file(f"results/{NAME}/runs/race/.gitignore"))
+    with repository.inside():
+        forge.seal_dvc()
+    amend(repository)
+
+
+@attack(49, "A02")
+def locked_runs_edited(repository: Repository) -> None:
+    forge.rewrite_history(repository, lock=lambda lock: lock["runs"][0].update(seed=1))
+
+
+@attack(49, "A02")
+def lock_of_other_bytes(repository: Repository) -> None:
+    forge.rewrite_history(repository, lock=lambda lock: lock["plan"].update(sha256="0" * 64))
+
+
+@attack(50, "A15")
+def look_alike_key(repository: Repository) -> None:
+    # A Cyrillic letter: for a reader there are two sections of tests, for a program one.
+    results_changed(repository, lambda results: results.update({"t\u0435sts": results["tests"]}))
+
+
+@attack(51, "A15")
+def look_alike_label(repository: Repository) -> None:
+    results_changed(repository, lambda results: results["exploratory"][0].update(label="\u0421ONFIRMATORY"))
+
+
+@attack(52, "A25")
+def log_cut_at_its_end(repository: Repository) -> None:
+    with repository.inside():
+        entries = [json.loads(line) for line in Path(LOG).read_bytes().splitlines()]
+        entries.append(entries[0] | {"pointer": "/tests/4/description", "registered": "", "actual": "x"})
+        forge.write_log(entries)
+    repository.commit("Deviation")
+    repository.git("checkout", "--quiet", "HEAD~1", "--", LOG)
+    repository.commit("Tidy up")
+
+
+@attack(53, "A24")
+def caption_edited(repository: Repository) -> None:
+    notes = pq.read_schema(repository.file(FIGURE_DATA)).metadata
+    with_metadata(repository, FIGURE_DATA, b"caption", notes[b"caption"].replace(b".", b", as predicted.", 1))
+    cover(repository, "report")
+
+
+@attack(54, "A22")
+def white_on_white(repository: Repository) -> None:
+    page_edited(repository, "</h1>", '</h1><p style="color:white">The margin was chosen afterwards.</p>')
+
+
+@attack(54, "A22")
+def another_page_by_script(repository: Repository) -> None:
+    page_edited(repository, "</body>", "<script>document.body.textContent = 'corroborated'</script></body>")
+
+
+@attack(55, "A27", spot_runs=7)
+def arms_exchanged(repository: Repository) -> None:
+    paths = [layout.run(NAME, "race", cell, CHUNK, "scores") for cell in (SMALL, LARGE)]
+    values = []
+    for path in paths:
+        frame = pq.read_table(repository.file(path)).to_pandas()
+        values.append(frame[frame["score"] == "icl"].set_index(["seed_index", "branch"])["value"])
+
+    def exchanged(frame: pd.DataFrame, other: pd.Series) -> pd.DataFrame:
+        at = pd.MultiIndex.from_frame(frame[["seed_index", "branch"]])
+        new = pd.Series(other.reindex(at).to_numpy(), index=frame.index)
+        return frame.assign(value=frame["value"].where(frame["score"] != "icl", new))
+
+    for path, other in zip(paths, reversed(values), strict=True):
+        rewrite(repository, path, lambda frame, other=other: exchanged(frame, other))
+    cover(repository, *EVERYTHING)
+
+
+@attack(56, "A13")
+def parts_of_exposure_edited(repository: Repository) -> None:
+    path = layout.exposure_parts(NAME)
+    rewrite(repository, path, lambda frame: frame.assign(value=frame["value"] * 2))
+    cover(repository)
+
+
+@attack(57, "A13")
+def exposure_edited(repository: Repository) -> None:
+    rewrite(repository, EXPOSURE, lambda frame: frame.assign(value=frame["value"] * 1.5))
+    cover(repository, "analyse", "draw", "report")
+
+
+@attack(57, "A13")
+def unit_of_exposure_edited(repository: Repository) -> None:
+    rewrite(repository, EXPOSURE, lambda frame: frame.assign(unit="furlong"))
+    cover(repository, "analyse", "draw", "report")
+
+
+@attack(58, "A13", "A14")
+def exclusion_forged(repository: Repository) -> None:
+    name = run_of(repository, "warm", 1)
+
+    def change(frame: pd.DataFrame) -> pd.DataFrame:
+        where = frame["run_id"] == name
+        return frame.assign(fate=frame["fate"].mask(where, "excluded"), rule=frame["rule"].mask(where, "X1"))
+
+    rewrite(repository, layout.analysis(NAME, "fates"), change)
+    cover(repository)
+
+
+@attack(59, "A15")
+def unknown_section(repository: Repository) -> None:
+    results_changed(repository, lambda results: results.update(conclusion="All hypotheses hold."))
+
+
+@attack(60, "A09")
+def file_beside_the_study(repository: Repository) -> None:
+    repository.file("results/summary.md").write_text("All hypotheses hold.\n")
+    repository.git("add", "--force", "results/summary.md")
+    amend(repository)
+
+
+@attack(61, "A09")
+def second_out_for_a_path(repository: Repository) -> None:
+    text = repository.file("dvc.lock").read_text()
+    stage = "\n  elsewhere:\n    cmd: x\n    outs:\n    - path: {path}\n      hash: md5\n      md5: {md5}\n      size: 1\n"
+    repository.file("dvc.lock").write_text(text + stage.format(path=SCORES, md5="0" * 32).lstrip("\n"))
+    amend(repository)
+
+
+@attack(62, "A29")
+def other_packages_pinned(repository: Repository) -> None:
+    repository.edit("requirements.lock", "pingouin==0.7.0", "pingouin==0.7.1")
+    for record in forge.records(repository).values():
+        record["environment"]["lock_sha256"] = sha256(repository.file("requirements.lock"))
+        if "pingouin" in record["pins"]:
+            record["pins"]["pingouin"] = "0.7.1"
+        forge.write_record(repository, record)
+    cover(repository)
+
+
+@attack(63, "A29")
+def ran_with_other_packages(repository: Repository) -> None:
+    record = forge.records(repository)[train_record(SMALL)]
+    record["environment"]["packages"]["torch"] = "1.0.0"
+    forge.write_record(repository, record)
+    cover(repository)
+
+
+@attack(64, "A04")
+def attempt_older_than_the_lock(repository: Repository) -> None:
+    record = forge.records(repository)[train_record(SMALL)]
+    record |= {"start": "2020-01-01T00:00:00.000+00:00", "end": "2020-01-01T00:01:00.000+00:00"}
+    forge.write_record(repository, record)
+    cover(repository)
+
+
+@attack(64, "A04")
+def attempt_without_a_commit(repository: Repository) -> None:
+    record = forge.records(repository)[train_record(SMALL)]
+    forge.write_record(repository, record | {"commit": None})
+    cover(repository)
+
+
+@attack(65, "A06")
+def seed_of_a_record_edited(repository: Repository) -> None:
+    record = forge.records(repository)[train_record(SMALL)]
+    record["runs"][0]["seed"] += 1
+    forge.write_record(repository, record)
+    cover(repository)
+
+
+@attack(66, "A08")
+def ran_in_a_dirty_tree(repository: Repository) -> None:
+    record = forge.records(repository)[train_record(SMALL)]
+    record["commit"]["dirty"] = True
+    forge.write_record(repository, record)
+    cover(repository)
+
+
+@attack(66, "A08")
+def ran_under_another_lock(repository: Repository) -> None:
+    record = forge.records(repository)[train_record(SMALL)]
+    record["lock"]["sha256"] = "0" * 64
+    forge.write_record(repository, record)
+    cover(repository)
+
+
+@attack(66, "A08")
+def measured_under_no_lock(repository: Repository) -> None:
+    # The noise log still tells the learning rate at which it was measured.
+    path = layout.run(NAME, "race", SMALL, CHUNK, "noise_events")
+    rewrite(repository, path, lambda frame: frame.assign(learning_rate=frame["learning_rate"] * 2))
+    cover(repository)
+
+
+@attack(67, "A10")
+def table_packed_anew(repository: Repository) -> None:
+    path = repository.file(layout.exposure_parts(NAME))
+    pq.write_table(pq.read_table(path), path, write_page_checksum=True, compression="snappy")
+    forge.seal(repository)
+    repository.commit("Smaller files")
+
+
+@attack(68, "A17")
+def mean_of_a_cell_edited(repository: Repository) -> None:
+    results_changed(repository, lambda results: results["cells"][0].update(mean=0.5))
+
+
+@attack(69, "A20")
+def verdict_edited(repository: Repository) -> None:
+    results_changed(repository, lambda results: results["hypotheses"][1].update(outcome="corroborated"))
+
+
+@attack(70, "A21")
+def band_edited(repository: Repository) -> None:
+    def change(results: Json) -> None:
+        results["sensitivity"][0]["p"] = 0.01
+
+    results_changed(repository, change)
+
+
+@attack(71, "A26")
+def rates_of_the_dry_run_edited(repository: Repository) -> None:
+    forge.rewrite_history(repository, lock=lambda lock: lock["dry_run"]["rates"][0].update(rate=0.0, stderr=0.0))
+
+
+@attack(71, "A26")
+def verdicts_of_the_dry_run_edited(repository: Repository) -> None:
+    def change(lock: Json) -> None:
+        stored = lock["dry_run"]["verdicts"]["rise"]["H1"]
+        lock["dry_run"]["verdicts"]["rise"]["H1"] = "m" * len(stored)
+        for rate in lock["dry_run"]["rates"]:
+            if (rate["truth"], rate["hypothesis"]) == ("rise", "H1"):
+                rate |= {"rate": float(rate["verdict"] == "met"), "stderr": 0.0}
+
+    forge.rewrite_history(repository, lock=change)
+
+
+@attack(72, "A28", spot_runs=7)
+def losses_edited(repository: Repository) -> None:
+    path = layout.run(NAME, "race", SMALL, CHUNK, "trajectory")
+    rewrite(repository, path, lambda frame: frame.assign(loss_hash=frame["loss_hash"].str[::-1]))
+    cover(repository)
+
+
+@attack(73, "A30")
+def time_stamp_of_nobody(repository: Repository) -> None:
+    repository.file("preregistration/plan.lock.tsr").write_bytes(b"trust me")
+    amend(repository)
+
+
+@attack(74, "A12")
+def data_not_locked(repository: Repository) -> None:
+    forge.rewrite_history(repository, lock=lambda lock: lock.update(data={}))
+
+
+@attack(75, "A05")
+def code_not_locked(repository: Repository) -> None:
+    def change(lock: Json) -> None:
+        del lock["code"]["audit"]["src/gradnoise/provenance/audit/trees.py"]
+
+    forge.rewrite_history(repository, lock=change)
+
+
+@attack(76, "A09")
+def record_of_a_failure_deleted_and_renumbered(repository: Repository) -> None:
+    # The failed attempt is taken away and the next one takes its number: the record is another file.
+    folder = layout.attempts(NAME)
+    second = forge.records(repository)[train_record(MIDDLE, 2)]
+    repository.file(f"{folder}/{train_record(MIDDLE, 2)}.json").unlink()
+    forge.write_record(repository, second | {"id": train_record(MIDDLE), "attempt": 1})
+    cover(repository)
+
+
+@attack(77, "A08")
+def schedule_of_a_run_edited(repository: Repository) -> None:
+    # The runs of the small batch are said to have seen more sequences than they did.
+    path = layout.run(NAME, "race", SMALL, CHUNK, "scores")
+    rewrite(repository, path, lambda frame: frame.assign(updates=frame["updates"] + 4))
+    cover(repository, *EVERYTHING)
+
+
+@attack(78, "A05")
+def template_of_the_report_edited(repository: Repository) -> None:
+    repository.edit("src/gradnoise/report/report.html.j2", "</h1>", "</h1><p>All hypotheses hold.</p>")
+    amend(repository)
+
+
+@attack(79, "A01")
+def settings_with_a_key_twice(repository: Repository) -> None:
+    repository.edit(CONFIG, "seeds: 5", "seeds: 5\n    seeds: 6")
+    amend(repository)
+
+
+@attack(80, "A11")
+def diverged_run_called_finished(repository: Repository) -> None:
+    # And the other way round: a run of low ICL is called diverged, and drops out of every test.
+    path = layout.run(NAME, "race", SMALL, CHUNK, "scores")
+    rewrite(
+        repository,
+        path,
+        lambda frame: frame.assign(status=frame["status"].mask(frame["seed_index"] == 3, "diverged")),
+    )
+    cover(repository, *EVERYTHING)

@@ -64,7 +64,8 @@ def rewrite_json(repository: Repository, path: str, change: Callable[[Any], obje
 
 def records(repository: Repository) -> dict[str, Json]:
     """Every attempt record by its id."""
-    found = [read_json(path) for path in repository.file(layout.attempts(NAME)).glob("*.json")]
+    folder = repository.file(layout.attempts(NAME))
+    found = [read_json(path) for path in folder.glob("*.json") if path.stat().st_size]
     return {record["id"]: record for record in found if isinstance(record, dict)}
 
 
@@ -143,11 +144,13 @@ def seal_dvc() -> None:
                     for each in inside
                 ]
                 listing.sort(key=lambda entry: entry["relpath"])
-                file["md5"] = _md5(json.dumps(listing, sort_keys=True).encode()) + ".dir"
+                for each in inside:
+                    _keep(each.read_bytes())
+                file["md5"] = _keep(json.dumps(listing, sort_keys=True).encode(), ".dir")
                 file["size"] = sum(each.stat().st_size for each in inside)
                 file["nfiles"] = len(inside)
             elif path.is_file():
-                file |= {"md5": _md5(path.read_bytes()), "size": path.stat().st_size}
+                file |= {"md5": _keep(path.read_bytes()), "size": path.stat().st_size}
     with Path("dvc.lock").open("w") as handle:
         yaml.dump(lock, handle)
 
@@ -279,6 +282,16 @@ def write_log(entries: list[Json], commit: str | None = None) -> None:
 def _commit_all_but_results(repository: Repository, message: str) -> None:
     repository.git("add", "--all", "--", ".", ":(exclude)results", ":(exclude)dvc.lock")
     repository.git("commit", "--quiet", "--allow-empty", "--message", message)
+
+
+def _keep(content: bytes, suffix: str = "") -> str:
+    """Put content into DVC's cache; gives its MD5."""
+    digest = _md5(content) + suffix
+    place = Path(".dvc/cache/files/md5", digest[:2], digest[2:])
+    if not place.is_file():
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_bytes(content)
+    return digest
 
 
 def _md5(content: bytes) -> str:

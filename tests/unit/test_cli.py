@@ -14,9 +14,9 @@ from typer.testing import CliRunner
 
 from gradnoise import __version__, cli, phases
 from gradnoise.base import layout
+from gradnoise.base.closure import code_closure
 from gradnoise.base.environment import pins
 from gradnoise.provenance import records
-from gradnoise.base.closure import code_closure
 
 runner = CliRunner()
 ROOT = Path(__file__).parents[2]

@@ -11,8 +11,8 @@ from tests.workflow.project import JOBS, NAME, ROOT, Project, holds, published_p
 
 from gradnoise import phases
 from gradnoise.base import layout
-from gradnoise.figures.names import FIGURE_NAMES
 from gradnoise.base.closure import code_closure
+from gradnoise.figures.names import FIGURE_NAMES
 from gradnoise.provenance.metadata import ignore_pattern
 
 METADATA = ".snakemake/metadata"

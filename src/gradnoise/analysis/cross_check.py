@@ -58,6 +58,9 @@ def by_statsmodels(x: Array, blocks: Sequence[RandomBlock], y: Array, ours: Ours
     """
     if len(blocks) > 1 and any(len(block.names) > 1 for block in blocks):
         return CrossCheck(None, reason="statsmodels has no correlated effects for several cluster columns")
+    # Before its warnings are switched off: its import switches them on.
+    import statsmodels.regression.mixed_linear_model  # noqa: F401
+
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         # Its boundary warning is an absolute bound on variances and fires on every set of accuracies.
         warnings.simplefilter("ignore")

@@ -15,7 +15,6 @@ from gradnoise.base.vocabulary import Matching
 from gradnoise.evaluation.names import NAMES
 from gradnoise.registration import Plan
 from gradnoise.registration.faults import predictors
-from gradnoise.registration.kinds import COVARIATE
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -74,13 +73,4 @@ def _frame(plan: Plan, matched: Matched, matching: Matching, left_out: Mapping[s
     known = ["run_id", "cell", "seed", "batch", "learning_rate"]
     needed = [*known, *scores, *predictors(plan), *plan.descriptive.rivals]
     wide = wide.reindex(columns=list(dict.fromkeys([*needed, *wide.columns])))
-    frame = wide[~wide["run_id"].isin(list(left_out))].reset_index(drop=True)
-    return with_covariate(plan, frame)
-
-
-def with_covariate(plan: Plan, frame: pd.DataFrame) -> pd.DataFrame:
-    """The frame with `loss_c`, the logarithm of the matching variable minus its mean over these runs."""
-    import numpy as np
-
-    logs = np.log(frame[plan.matching.variable].astype(float))
-    return frame.assign(**{COVARIATE: logs - logs.mean()})
+    return wide[~wide["run_id"].isin(list(left_out))].reset_index(drop=True)

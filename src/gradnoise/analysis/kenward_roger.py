@@ -144,8 +144,10 @@ def _matched(q: int, a1: float, a2: float) -> tuple[float, float]:
     b = (a1 + 6 * a2) / (2 * q)
     g = ((q + 1) * a1 - (q + 4) * a2) / ((q + 2) * a2)
     c1, c2, c3 = (part / (3 * q + 2 * (1 - g)) for part in (g, q - g, q + 2 - g))
-    rho = ((1 - a2 / q) / (1 - c2 * b)) ** 2 * (1 + c1 * b) / (1 - c3 * b) / q
-    df = 4 + (q + 2) / (q * rho - 1)
-    # The scale is continuous there, but its formula is 0 / 0.
-    scale = 1.0 if abs(df - 2) < 1e-2 else df * (1 - a2 / q) / (df - 2)
+    # With an exact F both of these are 1 - 2 / df, so 0 / 0 at 2 degrees of freedom; as in pbkrtest.
+    above, below = 1 - a2 / q, 1 - c2 * b
+    ratio = 1.0 if max(abs(above), abs(below)) < 1e-9 else above / below
+    # df = 4 + (q + 2) / (q rho - 1), rho = ratio^2 (1 + c1 B) / (1 - c3 B) / q, which may be infinite.
+    df = 4 + (q + 2) * (1 - c3 * b) / (ratio**2 * (1 + c1 * b) - (1 - c3 * b))
+    scale = 1.0 if abs(df - 2) < 1e-2 else df * above / (df - 2)
     return df, scale

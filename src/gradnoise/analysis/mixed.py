@@ -126,8 +126,8 @@ def fit_mixed(
     intervals. `cross_check` fits once more with statsmodels, which takes far longer than the fit.
 
     Everything is standardised for the fit and put back: on the scale of accuracies optimisers stop early. A
-    predictor is shifted only where that leaves the model as it is. Standard errors and df: see
-    `kenward_roger`; they are never those of rows, also at a singular fit.
+    predictor is shifted only where that leaves the model as it is. Standard errors and df are those of
+    `kenward_roger`, at a singular fit too: there they still follow the clusters.
 
     Raises `InputError` for unknown columns, missing or infinite values, fewer than 2 clusters, too few
     rows, or a level outside (0, 1), and `FitError` when a column does not vary, fixed terms are not
@@ -150,10 +150,8 @@ def fit_mixed(
     scaled = [_standardised(block.names, block.values) for block in blocks]
     standard = [replace(block, values=values) for block, (values, _) in zip(blocks, scaled, strict=True)]
     model = rotate(standard_x, [block.effects for block in standard], standard_y)
-    _check_identifiable(model, random)
+    _check_variances(model, random)
     best = maximise(model)
-    if best.scale < _ROUNDING**2:
-        raise FitError("the model leaves no residual")
     beta = coefficients(model, best.factors)
     errors = kenward_roger(model, best.factors, best.scale)
     singular = min(float(np.diag(lower_triangle(factor)).min()) for factor in best.factors) < _SINGULAR
@@ -201,11 +199,13 @@ def _check_size(rows: int, coefficients: int, blocks: Sequence[RandomBlock]) -> 
             )
 
 
-def _check_identifiable(model: Model, random: Mapping[str, Sequence[str]]) -> None:
+def _check_variances(model: Model, random: Mapping[str, Sequence[str]]) -> None:
     if not identifiable(model):
         described = {cluster: list(terms) for cluster, terms in random.items()}
         raise FitError(f"these rows cannot tell the variances of {described} and the residual apart")
-    if model.rest_df > 0 and model.rest < _ROUNDING**2:
+    columns = np.column_stack([model.x, *(block.reshape(len(model.y), -1) for block in model.z)])
+    left = model.y - columns @ np.linalg.lstsq(columns, model.y, rcond=_ROUNDING)[0]
+    if model.rest + float(left @ left) < _ROUNDING**2 * len(model.y):
         raise FitError("the model leaves no residual")
 
 

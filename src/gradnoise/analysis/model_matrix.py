@@ -65,8 +65,8 @@ def fixed_matrix(frame: pd.DataFrame, fixed: Sequence[str]) -> FixedMatrix:
     one level, and an interaction without the terms that its coding stands on.
     """
     terms = [INTERCEPT, *fixed]
-    if len(set(terms)) < len(terms):
-        raise InputError("fixed", list(fixed), "name each term once; the intercept is always in the model")
+    if isinstance(fixed, str) or len(set(terms)) < len(terms):
+        raise InputError("fixed", list(fixed), "list each term once; the intercept is always in the model")
     names, values, members = [], [], {}
     for term in terms:
         _check_margins(frame, term, terms)
@@ -92,7 +92,7 @@ def random_blocks(
     blocks = []
     for cluster, terms in random.items():
         if isinstance(terms, str) or len(set(terms)) < len(terms):
-            raise InputError(f"random: {cluster}", terms, "give a list that names each term once")
+            raise InputError(f"random: {cluster}", terms, "list each term once")
         _check_column(frame, cluster)
         codes, found = frame[cluster].factorize()
         if len(found) < 2:
@@ -134,7 +134,10 @@ def _main_effect(frame: pd.DataFrame, name: str) -> tuple[list[str], Array]:
     _check_column(frame, name)
     if not _categorical(frame, name):
         return [name], numeric(frame, name)[:, None]
-    levels = sorted(frame[name].unique())
+    try:
+        levels = sorted(frame[name].unique())
+    except TypeError:
+        raise InputError(name, "values of several kinds", "must hold numbers, or one kind of names") from None
     if len(levels) < 2:
         raise InputError(name, f"one level: {levels}", "must have at least 2, or leave the term out")
     indicators = np.column_stack([(frame[name] == level).to_numpy(dtype=float) for level in levels])
@@ -148,7 +151,10 @@ def _factors(frame: pd.DataFrame, term: str) -> list[str]:
 def _categorical(frame: pd.DataFrame, name: str) -> bool:
     from pandas.api import types
 
-    return types.is_bool_dtype(frame[name]) or not types.is_numeric_dtype(frame[name])
+    if types.is_bool_dtype(frame[name]):
+        return True
+    kinds = ("integer", "floating", "mixed-integer-float")  # also numbers kept as objects
+    return not (types.is_numeric_dtype(frame[name]) or types.infer_dtype(frame[name]) in kinds)
 
 
 def _check_margins(frame: pd.DataFrame, term: str, terms: Sequence[str]) -> None:
@@ -167,5 +173,7 @@ def _check_margins(frame: pd.DataFrame, term: str, terms: Sequence[str]) -> None
 def _check_column(frame: pd.DataFrame, name: str) -> None:
     if name not in frame:
         raise InputError("column", name, f"must be one of {list(frame.columns)}")
+    if frame[name].ndim > 1:
+        raise InputError("column", name, "occurs more than once")
     if frame[name].isna().any():
         raise InputError(name, "missing value", "drop the row or give the value")

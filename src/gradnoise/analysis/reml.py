@@ -106,7 +106,7 @@ class Contrasts:
         self._columns = self._with_y(self.z)
 
     def at(self, factors: Sequence[Array]) -> Point:
-        """The criterion at the factors L. Its gradient in G = L L' is Z*' P Z* - Z*' P y* y*' P Z* / s^2."""
+        """The criterion at L; its gradient in L L' is Z*' W Z* - Z*' W y* y*' W Z* / s^2 with W = V*^-1."""
         triangle = root(self.z, factors)
         white = np.linalg.solve(triangle, self._columns)
         y = white[:, -1]

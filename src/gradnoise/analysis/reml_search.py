@@ -40,14 +40,19 @@ def maximise(model: Model) -> Optimum:
 
     The deviance may have several minima and those at zero variances are common, so: scans over the whole
     range of variances find the starts; from the most likely ones a quasi-Newton method (BFGS, exact
-    gradient) descends, and where variances of very different size stop it, a trust-region Newton method goes
-    on; Newton steps end it. The entries of L need no bounds: the deviance is even in a variance's root, so
-    that a variance of zero is an inner minimum.
+    gradient) descends, and Newton steps end it. The entries of L need no bounds: the deviance is even in a
+    variance's root, so that a variance of zero is an inner minimum. But where L is nearly singular it can
+    look stationary in L though it is not in G, so then a step in G leads to another start; and where
+    variances of very different size stop BFGS, a trust-region Newton method goes on.
     """
     contrasts = Contrasts(model)
     searches = [_Search(contrasts, start) for start in _starts(contrasts)]
     ends = [(search, search.descend(search.start)) for search in searches]
     violation, factors = _best(ends)
+    if violation >= _STATIONARY:
+        searches = [_Search(contrasts, search.pulled(entries)) for search, entries in ends]
+        ends += [(search, search.descend(search.start)) for search in searches]
+        violation, factors = _best(ends)
     if violation >= _STATIONARY:
         ends = [(search, search.descend(entries, method="trust-exact")) for search, entries in ends]
         violation, factors = _best(ends)
@@ -183,6 +188,24 @@ class _Search:
                 break
             entries, slope = moved, next_slope
         return np.where(np.abs(entries) < 1e-6, 0.0, entries)
+
+    def pulled(self, entries: Array) -> Factors:
+        """The best of some steps against the gradient in the G, cut off where a G would leave its cone."""
+        factors = self.factors(entries)
+        scaled = [factor / unit[:, None] for factor, unit in zip(factors, self._units, strict=True)]
+        slopes = [
+            unit[:, None] * slope * unit
+            for slope, unit in zip(self._contrasts.at(factors).slopes, self._units, strict=True)
+        ]
+        size = sum(np.linalg.norm(factor) ** 2 for factor in scaled) / sum(map(np.linalg.norm, slopes))
+        steps = []
+        for step in size * np.logspace(-3, 2, 11):
+            moved = []
+            for factor, slope, unit in zip(scaled, slopes, self._units, strict=True):
+                values, vectors = np.linalg.eigh(factor @ factor.T - step * slope)
+                moved.append(unit[:, None] * lower_triangle(vectors * np.sqrt(np.maximum(values, 0))))
+            steps.append(moved)
+        return min(steps, key=lambda moved: self._contrasts.at(moved).deviance)
 
     def violation(self, entries: Array) -> float:
         """How far from an optimum: the score, and where a covariance is singular its pull inwards.

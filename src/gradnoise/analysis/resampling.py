@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 Array = NDArray[np.float64]
 
-# Signs and weights are listed in full up to this many clusters.
+# All sign patterns are listed up to this many clusters.
 _MOST_FLIPPED = 20
 # t values that agree to this share are one.
 _SAME_T = 1e-9
@@ -189,7 +189,9 @@ def wild_bootstrap(
     fitted = others @ np.linalg.lstsq(others, y, rcond=None)[0]
     residuals = y - fitted
     if np.abs(residuals).max() <= ROUNDING * np.abs(y).max():
-        raise InputError(outcome, "no residual variation", f"is explained without error and {predictor}")
+        raise InputError(
+            outcome, "no residual variation", f"what is beside {predictor} explains it without error"
+        )
     estimate, t = (float(value[0]) for value in _t_values(x, others, members, y[None]))
     exact = len(WEBB_WEIGHTS) ** count <= draws
     reached = drawn = 0

@@ -23,7 +23,7 @@ Array = NDArray[np.float64]
 
 # Power of the learning rate in each definition of exposure.
 _POWERS = {"pne": 1, "pne2": 2, "ne": 2, "retained": 2}
-# At a run's ends the log loss lies so far from the target's, and so many standard deviations more.
+# Distance of the log loss from the target's at a run's ends: so much, and so many standard deviations.
 _REACH, _SPREADS = 1.0, 6.0
 
 
@@ -41,8 +41,8 @@ def simulate(
     spreads of `plan.power.assumptions`:
 
     outcome = base + seed_s + (b + slope_s) (dose_c - mean dose) + d_c + residual, the same at every branch;
-    log loss = log target - a (log sequences - m) + error, where m is the middle of the run's log sequences
-    and a is so large that every run crosses the target between two branches;
+    log loss = log target - a (log sequences - m) + error, where m is the middle of the run's budgets in log
+    sequences and a is so large that every run crosses the target between two branches;
     exposure = (learning rate)^k updates / batch x 10^error, k = 1 for pne, else 2.
 
     dose_c is the cell's log10 of the primary exposure at the target, without error. Seeds, slopes, residuals
@@ -50,7 +50,7 @@ def simulate(
     run. Every other score, and scores of other blocks, are base + residual. Nothing is given an error of
     measurement but the exposure, its relative standard error being log(10) exposure_sd.
 
-    `blocks`: those to simulate; all by default. Raises `InputError` for a matched block with a single branch.
+    `blocks`: those to simulate; all by default. Raises `InputError` for a matched block with a single budget.
     """
     import pandas as pd
 
@@ -70,7 +70,7 @@ def _block(
 
     runs = _runs(plan, name, block)
     if name == plan.matching.block and not (runs["half"] > 0).all():
-        raise InputError(f"blocks.{name}.branches", "one", "matching needs two or more")
+        raise InputError(f"blocks.{name}.branches.sequences", "one budget", "matching needs two or more")
     branches = _branches(block, runs)
     of = branches.pop("run").to_numpy()
     units = NAMES[block.task.kind]
@@ -104,12 +104,13 @@ def _block(
 
 
 def _runs(plan: Plan, name: str, block: Block) -> pd.DataFrame:
-    """One row a run; in log sequences its branches reach from `middle` - `half` to `middle` + `half`."""
+    """One row a run; in log sequences its budgets reach from `middle` - `half` to `middle` + `half`."""
     import pandas as pd
 
     rows = []
     for cell in block.cells():
-        steps = [step + anneal_updates(block, step) for step, _ in branch_points(block, cell)]
+        budgets = [step for step, at in branch_points(block, cell) if at == "sequences"]
+        steps = [step + anneal_updates(block, step) for step in budgets]
         low, high = np.log(cell.batch * steps[0]), np.log(cell.batch * steps[-1])
         middle, half = (low + high) / 2, (high - low) / 2
         # At the middle, where the loss is the target; updates are sequences over batch.

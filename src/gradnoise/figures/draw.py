@@ -55,9 +55,9 @@ def draw(study: str, into: Path | str = ".") -> None:
             check_rehearsal(caption, f"caption of {spec.name}")
             check_rehearsal(image.decode(), layout.figure(study, spec.name, "svg"))
         notes = {"figure": spec.name, "title": spec.title, "caption": caption, "source_sha256": source}
-        table, drawing = (Path(into, layout.figure(study, spec.name, suffix)) for suffix in ("parquet", "svg"))
-        write_table(table, module.DATA, data, results["label"], notes)
-        write_bytes(drawing, image)
+        path = Path(into, layout.figure(study, spec.name, "svg"))
+        write_table(path.with_suffix(".parquet"), module.DATA, data, results["label"], notes)
+        write_bytes(path, image)
 
 
 def source_sha256(study: str, spec: FigureSpec) -> str:

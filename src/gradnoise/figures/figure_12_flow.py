@@ -92,8 +92,8 @@ def caption(data: pa.Table, results: Mapping[str, Any]) -> str:
     listed = ", ".join(f"{number(total)} {stage}" for stage, total in totals.items())
     return (
         "Runs of each cell at each stage: planned, started, finished without diverging, matched (reached the "
-        f"target loss of {matched_point(results, 'loss')}), excluded (matched, but left out by a rule "
-        "of the plan), and analysed. A dash: the plan does not match the block, so its runs are not analysed. "
+        f"target loss of {matched_point(results, 'loss')}), excluded (matched, but left out by a rule of the "
+        "plan), and analysed. A dash: the plan does not match the block, so its runs are not analysed. "
         f"In all {listed}. A cell is named by its batch size and learning rate, or is a noise arm under its "
         "own name; a full bar is the largest number of runs planned in a cell."
     )

@@ -92,7 +92,7 @@ class File(Strict):
 
 
 class Document(Strict):
-    """A plan by its meaning, SHA-256 of its canonical JSON, so a comment does not count; a lock by its bytes."""
+    """A plan by its meaning, the SHA-256 of its canonical JSON; a lock by its bytes."""
 
     path: str
     sha256: str
@@ -215,7 +215,7 @@ def check_attempts(study: str, phase: str, name: str, maximum: int, retry_after:
         raise InputError(f"{phase} {name}", f"{len(earlier)} attempts", f"the plan allows {maximum}")
     ended = next((record for record in earlier if record.status not in retry_after), None)
     if ended is not None:
-        mend = "the plan allows no further attempt; fetch its results with dvc pull, or rebuild in a scratch clone"
+        mend = "the plan allows no further attempt: dvc pull its results, or rebuild in a scratch clone"
         raise InputError(f"{phase} {name}", f"{ended.id} is {ended.status}", mend)
 
 

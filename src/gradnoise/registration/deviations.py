@@ -20,7 +20,7 @@ from gradnoise.base.files import canonical_json, sha256_of, write_bytes
 from gradnoise.base.study import Strict, validated
 from gradnoise.registration.history import head, outcome_seen
 from gradnoise.registration.kinds import COVARIATE, AnyTest, MixedTest, Text
-from gradnoise.registration.lockfile import Lock, Sha256, read_lock
+from gradnoise.registration.lockfile import Lock, Sha256, deviations_path, read_lock
 from gradnoise.registration.plan import Plan, checked, load_plan
 
 # Why a study departs from its plan. Source: Lakens, Collabra: Psychology 2024, 117094.
@@ -59,11 +59,6 @@ class Deviation(Strict):
     beside: str
     previous: Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")]
     hash: Sha256
-
-
-def deviations_path(plan: Path | str) -> Path:
-    """Where the log of a plan lies: `deviations.jsonl` beside it."""
-    return Path(plan).with_name("deviations.jsonl")
 
 
 def read_deviations(plan: Path | str) -> list[Deviation]:

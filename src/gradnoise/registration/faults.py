@@ -170,9 +170,9 @@ def _hypothesis_faults(plan: Plan, hypothesis: Hypothesis) -> Iterable[Fault]:
             mend = f"must hold {required.test}, which met needs"
             yield f"{where}.p.max_of", list(hypothesis.p.max_of), mend
     for test in plan.tests:
-        if isinstance(test, TrendTest) and test.steps == "reported":
-            if any(c.test == test.id and "monotone" in c.reading for c in hypothesis.met.all):
-                yield f"tests.{test.id}.steps", "reported", f"must be required: {hypothesis.id} rests on them"
+        rests = any(c.test == test.id and "monotone" in c.reading for c in hypothesis.met.all)
+        if rests and isinstance(test, TrendTest) and test.steps == "reported":
+            yield f"tests.{test.id}.steps", test.steps, f"must be required: {hypothesis.id} rests on them"
     for against in hypothesis.not_met.any:
         # Then no set of readings can satisfy `met` and `not_met` at once.
         if not any(

@@ -12,6 +12,8 @@ from gradnoise.registration.lockfile import LockCommit
 
 # What jobs write and DVC stores: it differs from HEAD while a study is built.
 _BUILT = (":(exclude)results", ":(exclude)dvc.lock", ":(exclude)dvc-store")
+# Settings that would have Git look at another repository.
+_ELSEWHERE = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_OBJECT_DIRECTORY")
 
 
 def git(*arguments: str) -> str:
@@ -19,7 +21,8 @@ def git(*arguments: str) -> str:
 
     A repository that merely contains this folder says nothing about it.
     """
-    kept = os.environ | {"GIT_NO_REPLACE_OBJECTS": "1", "GIT_CEILING_DIRECTORIES": str(Path.cwd().parent)}
+    kept = {name: value for name, value in os.environ.items() if name not in _ELSEWHERE}
+    kept |= {"GIT_NO_REPLACE_OBJECTS": "1", "GIT_CEILING_DIRECTORIES": str(Path.cwd().parent)}
     try:
         done = subprocess.run(["git", *arguments], capture_output=True, text=True, env=kept, check=True)
     except (OSError, subprocess.CalledProcessError) as error:

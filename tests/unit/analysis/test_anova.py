@@ -13,6 +13,13 @@ from gradnoise.base.errors import InputError
 
 FACTORS = ["total", "phase"]
 DESIGNS = {"balanced": D8, "unbalanced": D8_UNBALANCED}
+KEYS = (
+    ("sum_sq", "Sum Sq"),
+    ("mean_sq", "Mean Sq"),
+    ("F", "F value"),
+    ("F", "F"),
+    ("PR(>F)", "Pr(>F)"),
+)
 SUM = "C(total, Sum) * C(phase, Sum)"
 
 
@@ -27,13 +34,7 @@ def assert_is_rs(found: dict[str, pd.Series], theirs: dict[str, dict]) -> None:
     assert set(found) == set(theirs)
     for name, row in theirs.items():
         assert found[name]["df"] == row["Df"]
-        for ours, key in (
-            ("sum_sq", "Sum Sq"),
-            ("mean_sq", "Mean Sq"),
-            ("F", "F value"),
-            ("F", "F"),
-            ("PR(>F)", "Pr(>F)"),
-        ):
+        for ours, key in KEYS:
             if row.get(key) is not None:
                 assert found[name][ours] == pytest.approx(row[key], rel=1e-9)
 
@@ -201,10 +202,8 @@ def test_pingouins_strata_and_welch_are_rs() -> None:
         assert (left, left * row["ddof2"]) == pytest.approx(
             (residual["Mean Sq"], residual["Sum Sq"]), rel=1e-9
         )
-    welch, theirs = (
-        pingouin.welch_anova(D8, dv="icl", between="phase").iloc[0],
-        R["d8"]["welch_anova_phase"],
-    )
+    welch = pingouin.welch_anova(D8, dv="icl", between="phase").iloc[0]
+    theirs = R["d8"]["welch_anova_phase"]
     assert (welch["F"], welch["ddof1"], welch["ddof2"], welch["p_unc"]) == pytest.approx(
         (theirs["F"], theirs["df1"], theirs["df2"], theirs["p"]), rel=1e-9
     )

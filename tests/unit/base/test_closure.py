@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from gradnoise.base.errors import InputError
 from gradnoise.base.closure import code_closure
+from gradnoise.base.errors import InputError
 
 SOURCE = Path(__file__).parents[3] / "src"
 MODULES = sorted(

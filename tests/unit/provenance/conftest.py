@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from gradnoise.base import strict_yaml
-from gradnoise.base.environment import pins
 from gradnoise.base.closure import code_closure
+from gradnoise.base.environment import pins
 from gradnoise.provenance.records import Decided, Job, Record, Run, attempt
 
 SOURCE = Path(__file__).parents[3] / "src"

@@ -14,11 +14,11 @@ from pathlib import Path
 
 import pytest
 
+from gradnoise.base.closure import closure_sha256
 from gradnoise.base.environment import pins
 from gradnoise.base.errors import InputError
 from gradnoise.base.files import sha256
 from gradnoise.base.tables import FLOW, write_table
-from gradnoise.base.closure import closure_sha256
 from gradnoise.provenance.records import Decided, Job, attempt, read_records
 
 ATTEMPTS = Path("results/fake/provenance/attempts")

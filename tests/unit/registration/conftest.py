@@ -7,13 +7,15 @@ from pathlib import Path
 import pytest
 
 from gradnoise.base import layout, tables
+from gradnoise.base.closure import code_closure
 from gradnoise.base.files import canonical_json
+from gradnoise.registration import lock
 from gradnoise.registration.lockfile import DryRun, Rate, Reached
 from gradnoise.registration.plan import Plan, load_plan
 
 PLAN = "preregistration/plan.yaml"
 # Small stand-ins for where the code of analysis and audit begins.
-MODULES = {"analysis": "gradnoise.analysis.verdicts", "audit": "gradnoise.registration.timestamp"}
+MODULES = {"analysis": "gradnoise.registration.seeds", "audit": "gradnoise.registration.timestamp"}
 
 
 def git(*arguments: str) -> str:
@@ -82,12 +84,10 @@ def registered_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         root = Path.cwd()
         patch.chdir(folder)
-        shutil.copytree(root / "src", "src", ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
-        for name in ("config", "preregistration"):
-            Path(name).mkdir()
-        for name in ("requirements.lock", "pyproject.toml", "config/quick.yaml"):
-            shutil.copy(root / name, name)
-        shutil.copy(root / "preregistration/rehearsal.yaml", PLAN)
+        code = {file for module in MODULES.values() for file in code_closure(module, root / "src")}
+        for name in ("requirements.lock", "pyproject.toml", "config/quick.yaml", PLAN, *code):
+            Path(name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(root / name.replace(PLAN, "preregistration/rehearsal.yaml"), name)
         edit(PLAN, "  kind: rehearsal\n", "  kind: registered\n")
         edit("config/quick.yaml", "preregistration/rehearsal.yaml", PLAN)
         Path("evidence.md").write_text("What happened.\n")
@@ -101,7 +101,26 @@ def registered_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def plan(registered_once: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Plan:
     """The registered plan; the working folder is a copy of the repository, to do with as a test likes."""
-    copy = tmp_path / "repository"
-    shutil.copytree(registered_once, copy)
-    monkeypatch.chdir(copy)
+    return use(registered_once, tmp_path, monkeypatch)
+
+
+@pytest.fixture(scope="session")
+def locked_once(registered_once: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    with pytest.MonkeyPatch.context() as patch:
+        plan = use(registered_once, tmp_path_factory.mktemp("locked"), patch)
+        lock(PLAN, dry_run_of(plan), reached_by(plan), modules=MODULES)
+        commit("Lock")
+        return Path.cwd()
+
+
+@pytest.fixture
+def locked(locked_once: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Plan:
+    """The same, locked and committed."""
+    return use(locked_once, tmp_path, monkeypatch)
+
+
+def use(repository: Path, folder: Path, patch: pytest.MonkeyPatch) -> Plan:
+    """Work in a copy of the repository."""
+    shutil.copytree(repository, folder / "repository")
+    patch.chdir(folder / "repository")
     return load_plan(PLAN)

@@ -5,15 +5,14 @@ from pathlib import Path
 
 import pytest
 from tests.unit.registration import conftest as made
-from tests.unit.registration.conftest import MODULES, PLAN, commit, edit
+from tests.unit.registration.conftest import PLAN, commit, edit
 
 from gradnoise.base import strict_yaml
 from gradnoise.base.errors import InputError
 from gradnoise.base.files import canonical_json, sha256, sha256_of
-from gradnoise.registration import deviate, load_plan, lock, read_deviations
+from gradnoise.registration import deviate, load_plan, read_deviations
 from gradnoise.registration.deviations import (
     Deviation,
-    deviations_path,
     effective,
     label_of,
     resolve,
@@ -24,14 +23,6 @@ from gradnoise.registration.plan import Plan
 
 LOG = Path("preregistration/deviations.jsonl")
 SAID = {"reason": "error-in-plan", "evidence": "evidence.md", "effect": "wider"}
-
-
-@pytest.fixture
-def locked(plan: Plan) -> Plan:
-    """The plan, locked and committed."""
-    lock(PLAN, made.dry_run_of(plan), made.reached_by(plan), modules=MODULES)
-    commit("Lock")
-    return load_plan(PLAN)
 
 
 def pointer(plan: Plan, test: str, field: str) -> str:
@@ -167,9 +158,9 @@ def test_a_plan_that_was_edited_after_its_lock_is_not_the_registered_one(locked:
 
 
 def test_code_and_pins_of_the_lock_may_deviate(locked: Plan) -> None:
-    place = "/code/analysis/src~1gradnoise~1analysis~1verdicts.py"
+    place = "/code/analysis/src~1gradnoise~1registration~1seeds.py"
     found = log(place, "ab" * 32, document="lock")
-    assert found.registered == sha256("src/gradnoise/analysis/verdicts.py")
+    assert found.registered == sha256("src/gradnoise/registration/seeds.py")
     assert found.tests == tuple(test.id for test in locked.tests)
     assert under_deviations(locked, PLAN, [found]) is None
     audit = log("/code/audit/src~1gradnoise~1registration~1timestamp.py", "ab" * 32, document="lock")
@@ -236,7 +227,3 @@ def test_pointers_are_those_of_the_standard() -> None:
     document = {"foo": ["bar", "baz"], "": 0, "a/b": 1, "m~n": 8, "~1": 3}
     assert resolve(document, "/foo/1") == "baz"
     assert [resolve(document, place) for place in ("/", "/a~1b", "/m~0n", "/~01")] == [0, 1, 8, 3]
-
-
-def test_the_log_lies_beside_its_plan() -> None:
-    assert deviations_path(PLAN) == LOG

@@ -20,25 +20,25 @@ from gradnoise.registration.plan import Plan
 LOCK = Path("preregistration/plan.lock.json")
 
 
-def locked(plan: Plan, beacon: str = "") -> Lock:
+def lock_it(plan: Plan, beacon: str = "") -> Lock:
     return lock(PLAN, made.dry_run_of(plan), made.reached_by(plan), modules=MODULES, beacon=beacon)
 
 
 def test_a_lock_holds_the_hashes_of_everything_that_decides(plan: Plan) -> None:
-    found = locked(plan)
+    found = lock_it(plan)
     assert read_lock(PLAN) == found
     assert found.plan.sha256 == hashlib.sha256(Path(PLAN).read_bytes()).hexdigest()
     assert found.plan.canonical_sha256 == plan.sha256 == sha256_of(load(PLAN))
     assert found.config.canonical_sha256 == sha256_of(load("config/quick.yaml"))
     assert set(found.data) == {"results/quick/data/plays.parquet"}
-    verdicts = "src/gradnoise/analysis/verdicts.py"
-    assert found.code["analysis"][verdicts] == hashlib.sha256(Path(verdicts).read_bytes()).hexdigest()
+    seeds = "src/gradnoise/registration/seeds.py"
+    assert found.code["analysis"][seeds] == hashlib.sha256(Path(seeds).read_bytes()).hexdigest()
     assert "src/gradnoise/registration/timestamp.py" in found.code["audit"]
     assert [found.commit.sha, found.commit.tree] == git("rev-parse", "HEAD", "HEAD^{tree}").split()
 
 
 def test_the_run_list_is_every_planned_run_with_the_seed_that_training_will_use(plan: Plan) -> None:
-    found = locked(plan)
+    found = lock_it(plan)
     study = load_study("quick")
     assert len(found.runs) == sum(block.seeds * len(block.cells()) for block in study.blocks.values())
     assert len({run.run_id for run in found.runs}) == len(found.runs)
@@ -50,25 +50,25 @@ def test_the_run_list_is_every_planned_run_with_the_seed_that_training_will_use(
 
 
 def test_a_public_value_moves_every_seed_and_the_plan_then_trains_with_it(plan: Plan) -> None:
-    found = locked(plan, beacon="round 4711: 5f2c")
+    found = lock_it(plan, beacon="round 4711: 5f2c")
     assert load_plan(PLAN).key == plan.sha256 + "round 4711: 5f2c"
     assert found.runs[0].seed == derive_seeds(load_plan(PLAN).key, 1)[0]
     assert found.runs[0].seed != derive_seeds(plan.sha256, 1)[0]
 
 
 def test_locking_again_changes_nothing_and_another_lock_is_refused(plan: Plan) -> None:
-    first = locked(plan)
+    first = lock_it(plan)
     before = LOCK.read_bytes()
     commit("Lock")
-    assert locked(plan) == first
+    assert lock_it(plan) == first
     edit(PLAN, "  target: 0.05 ", "  target: 0.06 ")
     commit()
     with pytest.raises(
         InputError, match=r"plan\.lock\.json: plan differs: .*to lock anew, remove it by hand"
     ):
-        locked(load_plan(PLAN))
+        lock_it(load_plan(PLAN))
     with pytest.raises(InputError, match="differs"):
-        locked(plan, beacon="another")
+        lock_it(plan, beacon="another")
     assert LOCK.read_bytes() == before
 
 
@@ -117,12 +117,12 @@ def pilot_is_not_the_plans() -> None:
 
 
 def code_that_does_not_run() -> None:
-    edit("src/gradnoise/analysis/verdicts.py", "From tests to verdicts", "From tests to other verdicts")
+    edit("src/gradnoise/registration/seeds.py", "so that nobody", "so that anybody")
     commit("Edit")
 
 
 def edited_code() -> None:
-    edit("src/gradnoise/analysis/verdicts.py", "From tests to verdicts", "From tests to other verdicts")
+    edit("src/gradnoise/registration/seeds.py", "so that nobody", "so that anybody")
 
 
 REFUSED: dict[str, tuple[Callable[[], object], str]] = {
@@ -133,12 +133,12 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
     ),
     "an edit that Git overlooks": (overlooked_edit, "plan.yaml: is not what HEAD holds"),
     "a plan that is not tracked": (untracked_plan, "plan.yaml: is not what HEAD holds"),
-    "edited code": (edited_code, "verdicts.py: differs from HEAD"),
+    "edited code": (edited_code, "seeds.py: differs from HEAD"),
     "staged edit of another file": (
         lambda: edit("pyproject.toml", "0.1.0", "0.2.0"),
         "pyproject.toml: differs",
     ),
-    "code that is not the code that runs": (code_that_does_not_run, "verdicts.py: is not the code that runs"),
+    "code that is not the code that runs": (code_that_does_not_run, "seeds.py: is not the code that runs"),
     "no prepared corpus": (
         lambda: Path("results/quick/data/plays.parquet").unlink(),
         "gradnoise run prepare",
@@ -158,7 +158,7 @@ def test_a_lock_is_refused_in_one_line_and_nothing_is_written(case: str, plan: P
     spoil, named = REFUSED[case]
     spoil()
     with pytest.raises(InputError) as refusal:
-        locked(plan)
+        lock_it(plan)
     assert named in str(refusal.value)
     assert "\n" not in str(refusal.value)
     assert not LOCK.exists()
@@ -168,7 +168,7 @@ def test_what_shows_no_outcome_does_not_hinder_a_lock(plan: Plan) -> None:
     made.write_attempt("prepare", "finished")
     made.write_attempt("train", "failed")
     Path("notes.txt").write_text("not tracked")
-    assert locked(plan).plan.canonical_sha256 == plan.sha256
+    assert lock_it(plan).plan.canonical_sha256 == plan.sha256
 
 
 @pytest.mark.parametrize(
@@ -228,4 +228,4 @@ def test_a_shallow_clone_cannot_tell_whether_there_were_results(
     monkeypatch.chdir(tmp_path / "shallow")
     made.write_plays()
     with pytest.raises(InputError, match="shallow clone"):
-        locked(plan)
+        lock_it(plan)

@@ -158,9 +158,7 @@ class Compared:
 
         if not rows:
             return pd.DataFrame(columns=["run_id", "cell", "seed", "batch", "learning_rate"])
-        frame = pd.DataFrame(rows).sort_values(["cell", "seed"], ignore_index=True)
-        logs = np.log(frame[self.plan.matching.variable].to_numpy(dtype=float))
-        return frame.assign(loss_c=logs - logs.mean())
+        return pd.DataFrame(rows).sort_values(["cell", "seed"], ignore_index=True)
 
 
 def _at(branches: list[Branch], variable: str, target: float) -> Branch | None:

@@ -1,7 +1,7 @@
 """Linear mixed models once more, by dense matrices and from the formulas of the papers.
 
-Nothing is shared with the analysis: V is built and inverted whole, a fit is not searched but certified, and
-the standard errors and degrees of freedom follow pbkrtest's way through the derivatives of X' V^-1 X.
+Nothing is shared with the analysis: V is built whole and whitened by its Cholesky factor, a fit is not
+searched but certified, and standard errors and degrees of freedom follow from the derivatives of V.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ class Certificate:
     `score`: the largest violation of the conditions for a maximum of the restricted likelihood, in
     log-likelihood per natural unit of a covariance: the slope in G is zero, or where a variance is zero
     points outwards, and the slope in sigma^2 is zero. `least`: smallest eigenvalue of G in natural units.
-    `phi` is (X' V^-1 X)^-1, `adjusted` Kenward and Roger's covariance of the coefficients, `slopes` its
-    derivatives Phi P_r Phi, and `weights` twice the inverse of the information on the variances.
+    `phi` is (X' V^-1 X)^-1, `adjusted` Kenward and Roger's covariance of the coefficients, `slopes` the
+    derivatives of phi, and `weights` twice the inverse of the information on the variances.
     """
 
     beta: Array
@@ -38,7 +38,7 @@ class Certificate:
     def combination(self, weights: Array) -> tuple[float, float, float, float]:
         """l' beta with its adjusted and its plain standard error and its degrees of freedom.
 
-        df = 2 (l' Phi l)^2 / sum_rs W_rs (l' Phi P_r Phi l) (l' Phi P_s Phi l).
+        df = 2 (l' Phi l)^2 / sum_rs W_rs (l' Phi_r l) (l' Phi_s l).
         """
         plain = float(weights @ self.phi @ weights)
         slopes = np.array([weights @ part @ weights for part in self.slopes])
@@ -65,21 +65,25 @@ def certify(
 
     `x`: n x p with the intercept; `z`: n x effects; `clusters`: n numbers from 0.
     """
-    derivatives = _derivatives(z, clusters)
-    size = z.shape[1]
-    entries = [relative[a, b] for b in range(size) for a in range(b, size)]
-    v = sigma**2 * sum((g * d for g, d in zip([*entries, 1.0], derivatives, strict=True)), np.zeros(1))
-    inverse = np.linalg.inv(v)
-    phi = np.asarray(np.linalg.inv(x.T @ inverse @ x), dtype=float)
-    beta = phi @ x.T @ inverse @ y
-    projected = inverse - inverse @ x @ phi @ x.T @ inverse
-    spare = len(y) - x.shape[1]
-    determinants = np.linalg.slogdet(v)[1] - np.linalg.slogdet(phi)[1]
-    quadratic = float(y @ projected @ y)
-    adjusted, slopes, weights = _kenward_roger(x, inverse, phi, derivatives)
-    score, least = _score(y, z, clusters, projected, relative, sigma)
-    loglik = -0.5 * (spare * np.log(2 * np.pi) + determinants + quadratic)
-    return Certificate(beta, phi, adjusted, slopes, weights, float(loglik), score, least)
+    # Orthonormal columns for X and Z: the same model, in which nothing cancels.
+    (x, back), (z, turn) = np.linalg.qr(x), np.linalg.qr(z)
+    relative = turn @ relative @ turn.T
+    white = _Whitened(y, x, z, clusters, relative, sigma)
+    phi, adjusted, slopes, weights = white.kenward_roger()
+    undo = np.linalg.inv(back)
+    quadratic, spare = float(white.residual @ white.residual), len(y) - x.shape[1]
+    determinants = white.determinants + 2 * np.log(np.abs(np.diag(back))).sum()
+    score, least = _score(white, relative, sigma)
+    return Certificate(
+        beta=undo @ white.beta,
+        phi=undo @ phi @ undo.T,
+        adjusted=undo @ adjusted @ undo.T,
+        slopes=undo @ slopes @ undo.T,
+        weights=weights,
+        loglik=float(-0.5 * (spare * np.log(2 * np.pi) + determinants + quadratic)),
+        score=score,
+        least=least,
+    )
 
 
 def optimum(y: Array, x: Array, z: Array, clusters: NDArray[np.intp]) -> tuple[Array, float]:
@@ -91,28 +95,25 @@ def optimum(y: Array, x: Array, z: Array, clusters: NDArray[np.intp]) -> tuple[A
     from scipy.optimize import minimize
 
     size, spare = z.shape[1], len(y) - x.shape[1]
+    (x, _), (z, turn) = np.linalg.qr(x), np.linalg.qr(z)
     units, lower = _units(z, clusters), np.tril_indices(size)
-    same = clusters[:, None] == clusters[None, :]
 
     def at(entries: Array) -> tuple[float, Array, Array, float]:
         triangle = np.zeros((size, size))
         triangle[lower] = entries
         relative = (units[:, None] * triangle) @ (units[:, None] * triangle).T
-        inverse = np.linalg.inv(np.eye(len(y)) + same * (z @ relative @ z.T))
-        inner = x.T @ inverse @ x
-        projected = inverse - inverse @ x @ np.linalg.solve(inner, x.T @ inverse)
-        variance = float(y @ projected @ y) / spare
-        deviance = np.linalg.slogdet(inner)[1] - np.linalg.slogdet(inverse)[1] + spare * np.log(variance)
-        m = _slope(y / np.sqrt(variance), z, clusters, projected)
-        slope = -4 * np.outer(units, units) * m @ triangle
-        return float(deviance), slope[lower], relative, float(np.sqrt(variance))
+        white = _Whitened(y, x, z, clusters, relative, 1.0)
+        variance = float(white.residual @ white.residual) / spare
+        slope = -4 * np.outer(units, units) * white.slope(variance) @ triangle
+        return white.determinants + spare * np.log(variance), slope[lower], relative, float(np.sqrt(variance))
 
-    starts = [scale * np.eye(size)[lower] for scale in (0.3, 2.0, 8.0)]
-    found = [
+    starts = [scale * np.eye(size)[lower] for scale in (0.3, 2.0, 8.0, 50.0)]
+    ends = [
         minimize(lambda e: at(e)[:2], s, jac=True, method="BFGS", options={"gtol": 1e-8}).x for s in starts
     ]
-    _, _, relative, sigma = at(min(found, key=lambda entries: at(entries)[0]))
-    return relative, sigma
+    _, _, relative, sigma = at(min(ends, key=lambda entries: at(entries)[0]))
+    undo = np.linalg.inv(turn)
+    return undo @ relative @ undo.T, sigma
 
 
 def _units(z: Array, clusters: NDArray[np.intp]) -> Array:
@@ -121,69 +122,92 @@ def _units(z: Array, clusters: NDArray[np.intp]) -> Array:
     return np.asarray(np.sqrt(1 / most))
 
 
-def _derivatives(z: Array, clusters: NDArray[np.intp]) -> list[Array]:
-    """dV / dg for the entries g of G's lower triangle by columns, then for the residual variance."""
-    same = (clusters[:, None] == clusters[None, :]).astype(float)
-    size = z.shape[1]
-    found = []
-    for b in range(size):
-        for a in range(b, size):
-            half = np.outer(z[:, a], z[:, b])
-            found.append(same * (half if a == b else half + half.T))
-    return [*found, np.eye(len(z))]
+class _Whitened:
+    """A model seen through C^-1, where V = C C': there V is I, and P projects off the columns of X.
 
-
-def _kenward_roger(
-    x: Array, inverse: Array, phi: Array, derivatives: Sequence[Array]
-) -> tuple[Array, Array, Array]:
-    """Adjusted covariance of the fixed effects, the slopes Phi P_r Phi, and the weights W.
-
-    P_r = -X' V^-1 G_r V^-1 X,  Q_rs = X' V^-1 G_r V^-1 G_s V^-1 X,
-    I_rs = tr(V^-1 G_r V^-1 G_s) - 2 tr(Phi Q_rs) + tr(Phi P_r Phi P_s),  W = 2 I^-1,
-    Phi_A = Phi + 2 Phi [sum_rs W_rs (Q_rs - P_r Phi P_s)] Phi.
-    Source: Kenward and Roger, Biometrics 1997; Halekoh and Hojsgaard, Journal of Statistical Software 2014.
+    `residual` is P y and `beta` the coefficients; `determinants` is log|V| + log|X' V^-1 X|.
     """
-    left = [inverse @ g for g in derivatives]
-    whole = inverse @ x
-    p = [-whole.T @ g @ whole for g in derivatives]
-    count = len(derivatives)
-    q = [[x.T @ left[r] @ left[s] @ whole for s in range(count)] for r in range(count)]
-    information = np.empty((count, count))
-    for r in range(count):
-        for s in range(count):
-            information[r, s] = (
-                np.sum(left[r] * left[s].T) - 2 * np.trace(phi @ q[r][s]) + np.trace(phi @ p[r] @ phi @ p[s])
-            )
-    scale = np.sqrt(np.diag(information))
-    w = 2 * np.linalg.inv(information / np.outer(scale, scale)) / np.outer(scale, scale)
-    u = sum(
-        (w[r, s] * (q[r][s] - p[r] @ phi @ p[s]) for r in range(count) for s in range(count)),
-        np.zeros_like(phi),
-    )
-    return phi + 2 * phi @ u @ phi, np.array([phi @ part @ phi for part in p]), w
+
+    def __init__(
+        self, y: Array, x: Array, z: Array, clusters: NDArray[np.intp], relative: Array, sigma: float
+    ) -> None:
+        from scipy.linalg import solve_triangular
+
+        same = clusters[:, None] == clusters[None, :]
+        root = sigma * np.linalg.cholesky(np.eye(len(y)) + same * (z @ relative @ z.T))
+        self.inverse = solve_triangular(root, np.eye(len(y)), lower=True)
+        self.z, self.clusters = z, clusters
+        self.basis, self.triangle = np.linalg.qr(self.inverse @ x)
+        shown = self.inverse @ y
+        self.beta = np.linalg.solve(self.triangle, self.basis.T @ shown)
+        self.residual = self.project(shown)
+        logs = np.log(np.abs(np.diag(root))).sum() + np.log(np.abs(np.diag(self.triangle))).sum()
+        self.determinants = float(2 * logs)
+
+    def project(self, columns: Array) -> Array:
+        """P times columns."""
+        return np.asarray(columns - self.basis @ (self.basis.T @ columns))
+
+    def slope(self, variance: float = 1.0) -> Array:
+        """M = dl/dG = -1/2 sum over clusters of (Z' P Z - Z' P y y' P Z), with y of this variance."""
+        found = np.zeros((self.z.shape[1], self.z.shape[1]))
+        for columns in self._effects():
+            seen, shown = self.project(columns), columns.T @ self.residual
+            found -= 0.5 * (columns.T @ seen - np.outer(shown, shown) / variance)
+        return found
+
+    def trace(self) -> float:
+        """tr P - y' P P y in the unwhitened space: twice the slope in sigma^2, turned in sign."""
+        seen, shown = self.project(self.inverse), self.inverse.T @ self.residual
+        return float((self.inverse * seen).sum() - shown @ shown)
+
+    def kenward_roger(self) -> tuple[Array, Array, Array, Array]:
+        """Phi, the adjusted covariance, the slopes of Phi and the weights W.
+
+        With H_r = C^-1 G_r C^-T the whitened derivatives of V and X = C^-1 X: Phi_r = Phi X' H_r X Phi,
+        I_rs = tr(P H_r P H_s), W = 2 I^-1, Phi_A = Phi + 2 Phi [sum_rs W_rs X' H_r P H_s X] Phi.
+        Source: Kenward and Roger, Biometrics 1997; Halekoh and Hojsgaard, Journal of Statistical Software
+        2014.
+        """
+        derivatives = self._derivatives()
+        left = [h - self.basis @ (self.basis.T @ h) for h in derivatives]
+        within = [half - (half @ self.basis) @ self.basis.T for half in left]
+        mixed = [half @ self.basis for half in left]
+        information = np.array([[np.sum(a * b.T) for b in within] for a in within])
+        scale = np.sqrt(np.diag(information))
+        weights = 2 * np.linalg.inv(information / np.outer(scale, scale)) / np.outer(scale, scale)
+        count = range(len(derivatives))
+        bracket = sum(weights[r, s] * mixed[r].T @ mixed[s] for r in count for s in count)
+        undo = np.linalg.inv(self.triangle)
+        phi = undo @ undo.T
+        slopes = np.array([undo @ self.basis.T @ h @ self.basis @ undo.T for h in derivatives])
+        return phi, phi + 2 * undo @ bracket @ undo.T, slopes, weights
+
+    def _effects(self) -> list[Array]:
+        """The whitened columns of Z of each cluster."""
+        return [
+            self.inverse[:, self.clusters == code] @ self.z[self.clusters == code]
+            for code in np.unique(self.clusters)
+        ]
+
+    def _derivatives(self) -> list[Array]:
+        """H_r for the entries of G's lower triangle by columns, then for the residual variance."""
+        effects, size, found = self._effects(), self.z.shape[1], []
+        for b in range(size):
+            for a in range(b, size):
+                half = sum((part[:, [a]] @ part[:, [b]].T for part in effects), np.zeros(1))
+                found.append(half if a == b else half + half.T)
+        return [*found, self.inverse @ self.inverse.T]
 
 
-def _slope(y: Array, z: Array, clusters: NDArray[np.intp], projected: Array) -> Array:
-    """M = dl/dG = -1/2 sum over clusters of (Z' P Z - Z' P y y' P Z)."""
-    right = projected @ y
-    found = np.zeros((z.shape[1], z.shape[1]))
-    for code in np.unique(clusters):
-        rows = clusters == code
-        shown = z[rows].T @ right[rows]
-        found -= 0.5 * (z[rows].T @ projected[np.ix_(rows, rows)] @ z[rows] - np.outer(shown, shown))
-    return found
-
-
-def _score(
-    y: Array, z: Array, clusters: NDArray[np.intp], projected: Array, relative: Array, sigma: float
-) -> tuple[float, float]:
+def _score(white: _Whitened, relative: Array, sigma: float) -> tuple[float, float]:
     """Violation of the conditions for a maximum, and the least eigenvalue of G, in natural units.
 
     At a maximum over semidefinite G: M G = 0 and M has no positive eigenvalue; tr P = y' P P y.
     """
-    unit = _units(z, clusters)
-    scaled = sigma**2 * _slope(y, z, clusters, projected) * np.outer(unit, unit)
+    unit = _units(white.z, white.clusters)
+    scaled = sigma**2 * white.slope() * np.outer(unit, unit)
     g = relative / np.outer(unit, unit)
-    residual = 0.5 * sigma**2 * abs(float(np.trace(projected) - y @ projected @ projected @ y)) / len(y)
+    residual = 0.5 * sigma**2 * abs(white.trace()) / len(white.inverse)
     outward = max(float(np.linalg.eigvalsh(scaled).max()), 0.0)
     return max(outward, float(np.abs(scaled @ g).max()), residual), float(np.linalg.eigvalsh(g).min())

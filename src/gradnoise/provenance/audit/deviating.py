@@ -18,42 +18,33 @@ Entry = dict[str, Any]
 @check("A25", "every departure from the plan is logged, in a log that only grew", "critical")
 def deviations(evidence: Evidence) -> str:
     """The chain of hashes, Git's versions of the log, what was known when, and what results made of it."""
-    log = _log(evidence)
     if not evidence.registered:
         raise NotApplicable("rehearsal")
-    entries = _entries(log)
-    faults = [*_chain_faults(entries), *_growth_faults(evidence, log), *_result_faults(evidence, entries)]
+    log = deviations_path(evidence.study.plan).as_posix()
+    entries = [parse_json(line, log) for line in evidence.deviation_lines]
+    faults = [*_chain_faults(evidence.deviation_lines, entries), *_growth_faults(evidence, log)]
+    faults += _result_faults(evidence, entries)
     for entry in entries:
         faults += _entry_faults(evidence, entry)
-    said = f"{len(entries)} deviations logged" if entries else "no deviation logged"
+    said = f"{len(entries)} logged" if entries else "none logged"
     return settle(faults, f"{said}; results.json departs from the plan nowhere else")
 
 
-def _log(evidence: Evidence) -> str:
-    return deviations_path(evidence.study.plan).as_posix()
-
-
-def _entries(log: str) -> list[Entry]:
-    if not plain(log).is_file():
-        return []
-    return [parse_json(line, log) for line in plain(log).read_bytes().splitlines()]
-
-
-def _chain_faults(entries: list[Entry]) -> Iterator[str]:
+def _chain_faults(lines: list[bytes], entries: list[Entry]) -> Iterator[str]:
     """Lines that were changed, moved or taken out."""
     previous = ""
-    for number, entry in enumerate(entries, start=1):
+    for number, (text, entry) in enumerate(zip(lines, entries, strict=True), start=1):
         content = {name: value for name, value in entry.items() if name != "hash"}
         if entry["id"] != f"D{number}" or entry["previous"] != previous:
             yield f"deviation {entry['id']} does not follow from the one before"
-        if entry["hash"] != sha256_of(content):
+        if entry["hash"] != sha256_of(content) or text != canonical(entry) + b"\n":
             yield f"deviation {entry['id']} was changed after it was logged"
         previous = entry["hash"]
 
 
 def _growth_faults(evidence: Evidence, log: str) -> Iterator[str]:
     """Versions of the log in Git's history that are no beginning of today's."""
-    now = plain(log).read_bytes() if plain(log).is_file() else b""
+    now = b"".join(evidence.deviation_lines)
     commits = evidence.git.touching(log)
     for commit, blob in zip(commits, evidence.git.blobs([(commit, log) for commit in commits]), strict=True):
         if not now.startswith(blob or b""):
@@ -82,20 +73,22 @@ def _entry_faults(evidence: Evidence, entry: Entry) -> Iterator[str]:
 
 
 def _seen(evidence: Evidence, entry: Entry) -> str | None:
-    """Where an outcome of the study was to be seen when a deviation was logged."""
-    folder, commit = f"results/{evidence.name}", entry["commit"]
-    for sha in evidence.git.touching(folder, DVC_LOCK):
-        if sha != commit and not evidence.git.is_ancestor(sha, commit):
-            continue
-        text = evidence.git.blob(sha, DVC_LOCK) or b""
-        if evidence.git.listing(sha, folder) or any(
-            out["path"] == f"{folder}/runs" for out in dvc_outs(text)
-        ):
-            return f"commit {sha[:12]} before it has results"
-    for record in evidence.records:
-        if record.phase != "prepare" and record.status == "finished" and (record.end or "") <= entry["utc"]:
-            return f"{record.id} had finished"
-    return None
+    """Where an outcome of the study was to be seen when a deviation was logged, or when it was committed."""
+    git, folder = evidence.git, f"results/{evidence.name}"
+    log = deviations_path(evidence.study.plan).as_posix()
+    versions = git.touching(log)
+    texts = git.blobs([(sha, log) for sha in versions])
+    held = [sha for sha, text in zip(versions, texts, strict=True) if canonical(entry) in (text or b"")]
+    for sha in git.touching(folder, DVC_LOCK):
+        outs = dvc_outs(git.blob(sha, DVC_LOCK) or b"")
+        if git.listing(sha, folder) or any(out["path"] == f"{folder}/runs" for out in outs):
+            if git.is_ancestor(sha, entry["commit"]):
+                return f"commit {sha[:12]} in its past has results"
+            if held and git.is_ancestor(sha, held[0]):
+                return f"it was committed in {held[0][:12]}, and commit {sha[:12]} has results"
+    done = (r for r in evidence.records if r.phase != "prepare" and r.status == "finished")
+    early = (record.id for record in done if (record.end or "") <= entry["utc"])
+    return next((f"{name} had finished" for name in early), None)
 
 
 def _result_faults(evidence: Evidence, entries: list[Entry]) -> Iterator[str]:

@@ -18,7 +18,7 @@ from gradnoise.provenance.audit.findings import Breach
 from gradnoise.provenance.audit.git import Git
 from gradnoise.provenance.manifest import Manifest
 from gradnoise.provenance.records import Record
-from gradnoise.registration.lockfile import Lock, lock_path
+from gradnoise.registration.lockfile import Lock, deviations_path, lock_path
 from gradnoise.registration.plan import Plan, load_plan
 
 if TYPE_CHECKING:
@@ -154,13 +154,18 @@ class Evidence:
         return value
 
     @cached_property
-    def deviations(self) -> list[Deviation]:
-        """The log of deviations; a rehearsal has none."""
-        if not self.registered:
-            return []
-        from gradnoise.registration.deviations import read_deviations
+    def deviation_lines(self) -> list[bytes]:
+        """Lines of the log of deviations; a rehearsal has none."""
+        log = plain(deviations_path(self.study.plan))
+        return log.read_bytes().splitlines(keepends=True) if self.registered and log.is_file() else []
 
-        return list(read_deviations(self.study.plan))
+    @cached_property
+    def deviations(self) -> list[Deviation]:
+        """What the log says, whether its chain holds or not: A25 sees to that."""
+        from gradnoise.registration.deviations import Deviation
+
+        where = deviations_path(self.study.plan).as_posix()
+        return [validated(Deviation, parse_json(line, where), where) for line in self.deviation_lines]
 
     @cached_property
     def compared(self) -> Compared:

@@ -1,15 +1,21 @@
-"""Exposures summed again from the raw noise logs."""
+"""Exposures once more: summed from the raw noise logs, and all tables of that phase made again."""
 
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator
+from contextlib import chdir
+from importlib import import_module
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from gradnoise import phases
 from gradnoise.base import layout
-from gradnoise.provenance.audit.evidence import Evidence
+from gradnoise.provenance.audit.evidence import Evidence, plain
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -53,6 +59,20 @@ def exposure_faults(evidence: Evidence) -> Iterator[str]:
                 yield f"{path}: {where} has no {name}"
             elif not (_near(at["value"], value) and _near(at["stderr"], stderr) and at["events"] == len(own)):
                 yield f"{path}: {name} of {where} is {at['value']}, its {len(own)} events sum to {value}"
+
+
+def remade_faults(evidence: Evidence) -> Iterator[str]:
+    """Tables of phase measure that are not what its code makes of the runs: parts, averages, units."""
+    here, runs = Path.cwd(), Path("results", evidence.name, "runs")
+    with TemporaryDirectory() as folder:
+        Path(folder, runs).parent.mkdir(parents=True)
+        for source in ("config", "preregistration", runs):
+            os.symlink(here / source, Path(folder, source))
+        with chdir(folder):
+            import_module(phases.MODULES["measure"]).measure(evidence.name)
+        for path in phases.measure_outputs(evidence.name):
+            if Path(folder, path).read_bytes() != plain(path).read_bytes():
+                yield f"{path} is not what the runs' tables make"
 
 
 def _sums(events: pd.DataFrame) -> dict[str, tuple[float, float]]:

@@ -85,10 +85,20 @@ def _strays(evidence: Evidence, folder: str) -> Iterator[str]:
     for path in _walk(folder):
         if os.path.islink(path):
             yield f"{path} is a symbolic link"
-        elif path not in known and os.path.basename(path) != ".gitignore":
+        elif path not in known and not _written_by_dvc(path):
             yield f"{path}: nothing accounts for it"
-    beside = [path.as_posix() for path in plain("results").iterdir() if path.is_file()]
-    yield from (f"{path}: nothing accounts for it" for path in beside if not path.endswith(".gitignore"))
+    for place in plain("results").iterdir():
+        if place.is_file() and not _written_by_dvc(place.as_posix()):
+            yield f"{place.as_posix()}: nothing accounts for it"
+
+
+def _written_by_dvc(path: str) -> bool:
+    """Whether a file is DVC's note to Git: a .gitignore that names outs beside it, and nothing else."""
+    if os.path.basename(path) != ".gitignore":
+        return False
+    outs = {str(out["path"]) for out in dvc_outs(plain(DVC_LOCK).read_bytes())}
+    lines = plain(path).read_bytes().decode(errors="replace").splitlines()
+    return all(line.startswith("/") and f"{os.path.dirname(path)}{line}" in outs for line in lines)
 
 
 def _attempts(evidence: Evidence) -> list[Path]:

@@ -8,15 +8,15 @@ from typing import Any
 from gradnoise.base import layout
 from gradnoise.provenance.audit import described
 from gradnoise.provenance.audit.evidence import Evidence
-from gradnoise.provenance.audit.exposures import DEFINITIONS, exposure_faults
+from gradnoise.provenance.audit.exposures import DEFINITIONS, exposure_faults, remade_faults
 from gradnoise.provenance.audit.findings import check, settle
 from gradnoise.provenance.audit.trees import differences
 
 
 @check("A13", "exposures follow from the noise logs, and exclusions from blind columns alone", "critical")
 def exclusions(evidence: Evidence) -> str:
-    """Every exposure summed again from its events; every rule applied again; those left out compared."""
-    faults = list(exposure_faults(evidence))
+    """Exposures summed again from their events, the tables made again; every rule applied again."""
+    faults = [*exposure_faults(evidence), *remade_faults(evidence)]
     fates = evidence.rows(layout.analysis(evidence.name, "fates"))
     shown = {row["run_id"]: row["rule"] for row in fates if row["rule"] or row["fate"] == "excluded"}
     wanted = {name: rule for name, (fate, rule) in evidence.compared.fates.items() if fate == "excluded"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,9 @@ _DERIVED = ("noise", "scores", "analysis", "figures", "report")
 def order(evidence: Evidence) -> str:
     """No shallow clone, grafts or replaced objects; every attempt's commit is there and holds the lock."""
     git = evidence.git
-    faults = list(git.tampering)
     # Data are prepared before the lock, which names their content.
     records = [record for record in evidence.records if record.phase != "prepare"]
+    faults = [*git.tampering, *(f"{r.id} ran at no known commit" for r in records if r.commit is None)]
     commits = {record.commit.sha: record.id for record in records if record.commit is not None}
     for sha, name in commits.items():
         if sha not in git.history:
@@ -36,6 +37,9 @@ def order(evidence: Evidence) -> str:
     locked, path = evidence.lock.commit.sha, evidence.lock_file
     if locked not in git.history:
         faults.append(f"the lock's commit {locked[:12]} is not in this history")
+    since = datetime.fromisoformat(evidence.lock.utc)
+    early = [record for record in records if datetime.fromisoformat(record.start) < since]
+    faults += [f"{r.id} started at {r.start}, before the lock of {evidence.lock.utc}" for r in early]
     now = Path(path).read_bytes()
     for sha, blob in zip(known, git.blobs([(sha, path) for sha in known]), strict=True):
         if sha == locked or not git.is_ancestor(locked, sha):

@@ -126,7 +126,7 @@ class Mirror:
         if isinstance(test, SlopeTest):
             needed.append(test.predictor)
         if isinstance(test, MixedTest):
-            needed += test.fixed
+            needed += [plan.matching.variable if name == COVARIATE else name for name in test.fixed]
         if any(name not in frame or frame[name].isna().any() for name in needed):
             raise Unable("a value is missing")
         match test:

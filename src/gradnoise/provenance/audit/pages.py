@@ -6,7 +6,6 @@ import re
 from collections.abc import Iterator
 from dataclasses import replace
 from html.parser import HTMLParser
-from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import SimpleNamespace
@@ -14,8 +13,11 @@ from typing import Any
 
 from gradnoise import phases
 from gradnoise.base import layout, wording
+from gradnoise.figures.draw import draw
+from gradnoise.figures.names import SPECS
 from gradnoise.provenance.audit.evidence import Evidence, plain
 from gradnoise.provenance.audit.findings import Breach, check, settle
+from gradnoise.report import render as report
 
 # What a page may say with digits that come from nowhere: names, not numbers.
 _NAMES = re.compile(r"SHA-256|[Ff]igures? \d+(?: and \d+)?|\bT[0-4]\b|\bHC3\b|\bCR2\b|\bpne2\b")
@@ -35,7 +37,7 @@ _SHOWN = ("alt", "aria-label", "data-label", "title")
 def rendered(evidence: Evidence) -> str:
     """Rendered again from results.json and the figures."""
     path = layout.report(evidence.name)
-    again = import_module(phases.MODULES["report"]).page(evidence.name).encode()
+    again = report.page(evidence.name).encode()
     there = plain(path).read_bytes()
     if again != there:
         place = next(
@@ -56,8 +58,7 @@ def traced(evidence: Evidence) -> str:
     hand. For the second, every numeral of the page must be what one of these functions makes of a number of
     results.json or the plan, or stand in one of their texts.
     """
-    report = import_module(phases.MODULES["report"])
-    pictures = [report.picture(evidence.name, spec) for spec in report.SPECS]
+    pictures = [report.picture(evidence.name, spec) for spec in SPECS]
     bare = [
         replace(p, title=_blank(p.title), caption=_blank(p.caption), path=_blank(p.path), uri="")
         for p in pictures
@@ -120,7 +121,7 @@ def visible(page: str) -> list[str]:
 def _standins() -> SimpleNamespace:
     """The functions that write numbers, each writing the same sign."""
     names = ("number", "threshold", "percent", "p_value", "counted", "interval")
-    return SimpleNamespace(**dict.fromkeys(names, lambda *_: _STANDIN))
+    return SimpleNamespace(**dict.fromkeys(names, lambda *_, **__: _STANDIN))
 
 
 def _blank(text: str) -> str:
@@ -128,12 +129,16 @@ def _blank(text: str) -> str:
     return _VERDICT.sub(_STANDIN, text).translate(str.maketrans("0123456789", "abcdefghij"))
 
 
-def _blanked(value: Any) -> Any:
+def _blanked(value: Any, quoted: bool = False) -> Any:
+    """A value with blank texts; `quoted`: without numbers too, for the page quotes a deviation word for word."""
     if isinstance(value, dict):
-        return {key: _blanked(item) for key, item in value.items()}
+        return {key: _blanked(item, quoted or key == "deviations") for key, item in value.items()}
     if isinstance(value, list):
-        return [_blanked(item) for item in value]
-    return _blank(value) if isinstance(value, str) else value
+        return [_blanked(item, quoted) for item in value]
+    if isinstance(value, str):
+        return _blank(value)
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return "number" if quoted and number else value
 
 
 def _numerals(texts: list[str]) -> list[str]:
@@ -178,7 +183,7 @@ def redrawn(evidence: Evidence) -> str:
     wanted = phases.draw_outputs(evidence.name)
     faults = []
     with TemporaryDirectory() as folder:
-        import_module(phases.MODULES["draw"]).draw(evidence.name, folder)
+        draw(evidence.name, folder)
         faults += [
             f"{path} is not what is drawn from the tables of the analysis"
             for path in wanted

@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import gradnoise
 from gradnoise import phases
@@ -18,6 +18,7 @@ from gradnoise.base.study import TextTask, study_path
 from gradnoise.provenance.audit.evidence import Evidence, plain, sha256_of
 from gradnoise.provenance.audit.findings import Breach, NotApplicable, check, settle
 from gradnoise.registration.lockfile import deviations_path
+from gradnoise.registration.reference import plan_schema
 
 REHEARSAL = "rehearsal"
 REQUIREMENTS, PROJECT = "requirements.lock", "pyproject.toml"
@@ -102,7 +103,7 @@ def code(evidence: Evidence) -> str:
     if not evidence.registered:
         return settle(faults, "the code on disk runs, and made the results; no lock: rehearsal")
     allowed = evidence.allowed
-    if allowed.schema_sha256 != sha256_of(import_module("gradnoise.registration.reference").plan_schema()):
+    if allowed.schema_sha256 != sha256_of(plan_schema()):
         faults.append("the schema of plans is not the one that was locked, and no deviation says so")
     for name, module in MODULES.items():
         locked = allowed.code.get(name, {})
@@ -177,17 +178,15 @@ def environment(evidence: Evidence) -> str:
     """Pins of every job, the versions that this audit computes with, and the bytes that were locked."""
     pins, faults = _pins(), []
     for record in evidence.listed_records:
-        for package, version in record.pins.items():
-            if pins.get(_normal(package)) != version:
-                faults.append(
-                    f"{record.id} ran with {package} {version}, pinned is {pins.get(_normal(package))}"
-                )
-    metadata = import_module("importlib.metadata")
+        for package, pinned in record.pins.items():
+            ran, wanted = record.environment.packages.get(package, pinned), pins.get(_normal(package))
+            if {pinned, ran.partition("+")[0]} != {wanted}:
+                faults.append(f"{record.id} ran with {package} {ran}, pinned is {wanted}")
     needed = sorted({package for record in evidence.listed_records for package in record.pins} - {"torch"})
     for package in needed:
         try:
-            found = metadata.version(package)
-        except metadata.PackageNotFoundError:
+            found: str | None = version(package)
+        except PackageNotFoundError:
             found = None
         if found is None or found.partition("+")[0] != pins.get(_normal(package)):
             faults.append(f"{package} {found} is installed here, pinned is {pins.get(_normal(package))}")
@@ -213,7 +212,10 @@ def _normal(name: str) -> str:
 def anchor(evidence: Evidence) -> str:
     """A time-stamp token (RFC 3161) over the bytes of the lock; none is no breach, a wrong one is."""
     needs_lock(evidence)
-    found: Any = import_module("gradnoise.registration.timestamp").verify_timestamp(evidence.study.plan)
+    # Loads the libraries of signatures, which nothing else here needs.
+    from gradnoise.registration.timestamp import verify_timestamp
+
+    found = verify_timestamp(evidence.study.plan)
     if found is None:
         return "none: when the lock existed rests on this repository alone"
     if not found.verified:

@@ -23,6 +23,7 @@ Array = NDArray[np.float64]
 Entry = dict[str, Any]
 
 _SAME_T = 1e-9
+_NOTHING = 1e-9
 _MOST_FLIPPED = 20
 
 
@@ -233,7 +234,7 @@ def _both(x: Array, m: Array, y: Array, free: int) -> tuple[dict[str, float], di
 def _jackknife(products: Array, counts: NDArray[Any]) -> tuple[Array, Array]:
     """a b of each resample of seeds, and its error by deleting one drawn seed at a time."""
     sums = np.einsum("rs,sij->rij", counts, products)
-    without = np.column_stack([_indirect(sums - part) for part in products])
+    without = np.where(counts > 0, np.column_stack([_indirect(sums - part) for part in products]), 0.0)
     count = len(products)
     middle = (counts * without).sum(axis=1) / count
     squares = (counts * (without - middle[:, None]) ** 2).sum(axis=1)
@@ -241,12 +242,13 @@ def _jackknife(products: Array, counts: NDArray[Any]) -> tuple[Array, Array]:
 
 
 def _indirect(products: Array) -> Array:
-    """a b from sums of products of (x, m, y): normal equations of each model."""
-    a = products[:, 0, 1] / products[:, 0, 0]
-    with np.errstate(divide="ignore", invalid="ignore"):
-        determinant = products[:, 0, 0] * products[:, 1, 1] - products[:, 0, 1] ** 2
-        b = (products[:, 0, 0] * products[:, 1, 2] - products[:, 0, 1] * products[:, 0, 2]) / determinant
-    return np.asarray(a * b)
+    """a b from sums of products of (x, m, y) by the normal equations; NaN where nothing tells x from m."""
+    xx, xm, mm = products[:, 0, 0], products[:, 0, 1], products[:, 1, 1]
+    determinant = xx * mm - xm**2
+    # What rounding leaves of a seed that is taken out is no variation.
+    there = (xx > _NOTHING * xx.max()) & (determinant > _NOTHING * xx * mm)
+    b = (xx * products[:, 1, 2] - xm * products[:, 0, 2]) / np.where(there, determinant, np.nan)
+    return np.asarray(xm / np.where(there, xx, np.nan) * b)
 
 
 def _studentised(

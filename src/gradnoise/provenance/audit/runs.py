@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import re
-from collections import defaultdict
 from collections.abc import Iterator
-from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from gradnoise.base import layout
-from gradnoise.provenance.audit.evidence import Evidence, canonical, plain, seed_of, sha256_of
+from gradnoise.provenance.audit.attempts import attempt_faults, training
+from gradnoise.provenance.audit.evidence import Evidence, canonical, seed_of, sha256_of
 from gradnoise.provenance.audit.findings import check, settle
 
 if TYPE_CHECKING:
@@ -23,7 +21,7 @@ if TYPE_CHECKING:
 def seeds(evidence: Evidence) -> str:
     """Derived here once more: HMAC-SHA256 under the plan's hash and the lock's public value."""
     faults = []
-    for record in _training(evidence):
+    for record in training(evidence):
         for run in record.runs:
             name = sha256_of([evidence.key, run.block, run.cell, run.seed_index])[:16]
             if (run.run_id, run.seed) != (name, seed_of(evidence.key, run.seed_index)):
@@ -51,76 +49,14 @@ def _misplaced(evidence: Evidence, table: str) -> Iterator[str]:
                 yield f"{path} has rows of {row['run_id']}, which is none of its runs"
 
 
-def _training(evidence: Evidence) -> list[Record]:
-    """Attempts at training under this plan; a rehearsal's folder may still hold those of an older one."""
-    return [
-        r for r in evidence.records if r.phase == "train" and (evidence.registered or _current(evidence, r))
-    ]
-
-
-def _current(evidence: Evidence, record: Record) -> bool:
-    return record.plan is not None and record.plan.sha256 == sha256_of(evidence.plan_document)
-
-
 @check("A07", "every planned run is there, none besides, and each was tried as often as allowed", "critical")
 def completeness(evidence: Evidence) -> str:
     """Runs in records and tables against the design; attempts against the plan's rule."""
-    faults = [*_attempt_faults(evidence), *_absent(evidence)]
-    tried = len(_training(evidence))
+    faults = [*attempt_faults(evidence), *_absent(evidence)]
+    tried = len(training(evidence))
     return settle(
         faults, f"{len(evidence.planned)} runs planned and there; {tried} attempts at training, as allowed"
     )
-
-
-def _attempt_faults(evidence: Evidence) -> Iterator[str]:
-    """Jobs that the design lacks, attempts too many or after one that allows none, gaps in numbers."""
-    jobs = {"/".join(job) for job in evidence.study.jobs()}
-    by_job: dict[str, list[Record]] = defaultdict(list)
-    for record in _training(evidence):
-        by_job[record.name].append(record)
-    yield from (f"{by_job[name][0].id} trained {name}, which is not planned" for name in by_job.keys() - jobs)
-    rule = evidence.plan.attempts
-    for name in sorted(jobs):
-        for tries in _versions(evidence, by_job[name]):
-            ordered = sorted(tries, key=lambda record: record.attempt)
-            if len(ordered) > rule.maximum:
-                yield f"{name} was tried {len(ordered)} times, {rule.maximum} are allowed"
-            for earlier, later in pairwise(ordered):
-                if earlier.status not in rule.retry_after:
-                    yield f"{later.id} came after {earlier.id}, which is {earlier.status}"
-        if not any(record.status == "finished" for record in by_job[name]):
-            yield f"{name}: no attempt finished"
-        planned = {run.run_id for run in evidence.planned.values() if run.job == name}
-        for record in by_job[name]:
-            if {run.run_id for run in record.runs} != planned:
-                yield f"{record.id} did not train exactly the runs of {name}"
-    yield from _gaps(evidence)
-
-
-def _versions(evidence: Evidence, records: list[Record]) -> list[list[Record]]:
-    """All attempts at a job; of a rehearsal apart by code and settings, whose change asks for another run."""
-    if evidence.registered:
-        return [records]
-    groups: dict[bytes, list[Record]] = defaultdict(list)
-    for record in records:
-        inputs = [file.sha256 for file in record.inputs]
-        groups[canonical([record.code.sha256, record.settings, record.pins, inputs])].append(record)
-    return list(groups.values())
-
-
-def _gaps(evidence: Evidence) -> Iterator[str]:
-    """Numbers of attempts that have no record although a later one has: a record was taken away."""
-    numbers: dict[str, set[int]] = defaultdict(set)
-    for path in plain(layout.attempts(evidence.name)).glob("*.json"):
-        match = re.fullmatch(r"(.+)-(\d{4,})", path.stem)
-        if match is None:
-            yield f"{path} is no attempt record"
-        else:
-            numbers[match[1]].add(int(match[2]))
-    for stem, found in sorted(numbers.items()):
-        gone = set(range(1, max(found))) - found
-        if gone:
-            yield f"{stem}: attempt {min(gone)} has no record, attempt {max(found)} has"
 
 
 def _absent(evidence: Evidence) -> Iterator[str]:
@@ -201,11 +137,22 @@ def _commit_faults(evidence: Evidence, records: list[Record]) -> Iterator[str]:
 
 
 def _condition_faults(evidence: Evidence) -> Iterator[str]:
-    """Batch and learning rate in the tables against the cells of the design."""
-    for table, names in (("scores", ["batch", "learning_rate"]), ("noise_events", ["batch"])):
-        rows = evidence.runs_frame(table)[["block", "cell", *names]].drop_duplicates()
-        for row in rows.to_dict("records"):
+    """Batches, learning rates and places of branches in the tables against the cells of the design."""
+    conditions = {"scores": ["batch", "learning_rate"], "noise_events": ["batch", "learning_rate"]}
+    for table, names in (conditions | {"trajectory": ["learning_rate"]}).items():
+        rows = evidence.runs_frame(table)
+        # A branch is annealed: only on the trunk is the learning rate the cell's.
+        rows = rows[rows["segment"] == 0] if "segment" in rows else rows
+        for row in rows[["block", "cell", *names]].drop_duplicates().to_dict("records"):
             cell = evidence.study.block(row["block"]).cell(row["cell"])
             for name in names:
                 if row[name] != getattr(cell, name):
                     yield f"{row['block']}/{row['cell']}: {table} are of {name} {row[name]}"
+    amounts = ["block", "cell", "trunk_sequences", "updates", "sequences"]
+    for row in evidence.runs_frame("scores")[amounts].drop_duplicates().to_dict("records"):
+        block = evidence.study.block(row["block"])
+        batch, trunk = block.cell(row["cell"]).batch, row["trunk_sequences"]
+        planned = {*block.branches.sequences, (block.branches.updates or 0) * batch}
+        updates = trunk // batch + max(1, round(block.branches.anneal * (trunk // batch)))
+        if trunk not in planned or (row["updates"], row["sequences"]) != (updates, updates * batch):
+            yield f"{row['block']}/{row['cell']}: a branch leaves the trunk after {trunk} sequences"

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradnoise.provenance.audit.dense_mixed import Certificate, certify, covariance, optimum
+from gradnoise.registration.kinds import COVARIATE
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -244,7 +245,11 @@ def mixed(plan: Plan, test: MixedTest, frame: pd.DataFrame, details: Entry) -> E
 def design(plan: Plan, test: MixedTest, frame: pd.DataFrame) -> tuple[Array, Array, Array, NDArray[np.intp]]:
     """Outcome, fixed and random columns, and numbers of the clusters."""
     y = frame[plan.outcome(test.outcome).score].to_numpy(dtype=float)
-    columns = {name: frame[name].to_numpy(dtype=float) for name in test.fixed} | {"1": np.ones(len(y))}
+    columns = {"1": np.ones(len(y))}
+    for name in test.fixed:
+        covariate = name == COVARIATE
+        values = frame[plan.matching.variable if covariate else name].to_numpy(dtype=float)
+        columns[name] = np.log(values) - np.log(values).mean() if covariate else values
     ((cluster, effects),) = test.random.items()
     x, z = (np.column_stack([columns[name] for name in names]) for names in (["1", *test.fixed], effects))
     if np.linalg.matrix_rank(x) < x.shape[1] or len(y) <= x.shape[1]:
