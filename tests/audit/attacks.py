@@ -22,7 +22,18 @@ import pandas as pd
 import pyarrow.parquet as pq
 from tests.audit import forge
 from tests.audit.fixture_study import CELLS, CHUNK, CONFIG, NAME, PILOT, PLAN, Repository
-from tests.audit.forge import LOCK, LOG, MANIFEST, RESULTS, Json, amend, analyse_under, cover, disguise, rewrite
+from tests.audit.forge import (
+    LOCK,
+    LOG,
+    MANIFEST,
+    RESULTS,
+    Json,
+    amend,
+    analyse_under,
+    cover,
+    disguise,
+    rewrite,
+)
 
 from gradnoise.base import layout
 from gradnoise.base.files import read_json, sha256
@@ -540,7 +551,6 @@ def interpolation_turned_off(repository: Repository) -> None:
     import numpy as np
 
     def nearest(values: Any, target: float) -> Any:
-        from gradnoise.analysis import matching
 
         weights = original(values, target)
         return None if weights is None else np.where(weights == weights.max(), 1.0, 0.0)
@@ -598,7 +608,7 @@ def outcomes_swapped_but_not_told(repository: Repository) -> None:
 
 @attack(25, "A19")
 def hypothesis_left_out_of_the_family(repository: Repository) -> None:
-    from gradnoise.analysis.families import holm
+    from gradnoise.analysis.statistics.families import holm
 
     def change(results: Json) -> None:
         family = results["families"][0]
@@ -614,7 +624,7 @@ def hypothesis_left_out_of_the_family(repository: Repository) -> None:
 
 @attack(25, "A19")
 def missing_p_shrinks_the_family(repository: Repository) -> None:
-    from gradnoise.analysis.families import holm
+    from gradnoise.analysis.statistics.families import holm
 
     def change(results: Json) -> None:
         members = results["families"][0]["members"]
@@ -659,7 +669,7 @@ def interval_of_another_level(repository: Repository) -> None:
 
 @attack(27, "A16")
 def correlation_of_rows(repository: Repository) -> None:
-    from gradnoise.analysis.correlation import spearman_intervals
+    from gradnoise.analysis.statistics.correlation import spearman_intervals
 
     def change(results: Json) -> None:
         entry = next(entry for entry in results["exploratory"] if entry["kind"] == "correlation")
@@ -834,14 +844,14 @@ def unmatched_runs_hidden(repository: Repository) -> None:
 
 @attack(35, "A05")
 def analysis_code_edited_afterwards(repository: Repository) -> None:
-    path = "src/gradnoise/analysis/families.py"
+    path = "src/gradnoise/analysis/statistics/families.py"
     repository.file(path).write_text(repository.file(path).read_text() + "\n# tidied\n")
     amend(repository)
 
 
 @attack(35, "A05", "A17")
 def edited_analysis_code_used(repository: Repository) -> None:
-    path = "src/gradnoise/analysis/student.py"
+    path = "src/gradnoise/analysis/statistics/student.py"
     repository.file(path).write_text(repository.file(path).read_text() + "\n# p halved\n")
     for record in forge.records(repository).values():
         if path in record["code"]["files"]:

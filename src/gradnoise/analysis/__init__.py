@@ -1,19 +1,19 @@
 """Analysis: models and tests for few seeds, and the analysis that a plan lays down."""
 
-from gradnoise.analysis.anova import Anova, AnovaTerm, anova
-from gradnoise.analysis.bands import IsotonicBand, isotonic_band
-from gradnoise.analysis.cluster_robust import ClusterRobust, RobustTerm, cluster_robust
-from gradnoise.analysis.contrasts import Contrast, contrast
-from gradnoise.analysis.correlation import Spearman, spearman
-from gradnoise.analysis.ebar2 import Ebar2, ebar2_test
-from gradnoise.analysis.equivalence import Tost, tost
-from gradnoise.analysis.families import holm
-from gradnoise.analysis.isotonic import Reversal, Trend, trend
-from gradnoise.analysis.mediation import Mediation, Path, mediation
-from gradnoise.analysis.mixed import FitError, MixedFit, fit_mixed
-from gradnoise.analysis.power import t_power, tost_power
 from gradnoise.analysis.reliability import centre_covariate
-from gradnoise.analysis.resampling import (
+from gradnoise.analysis.statistics.anova import Anova, AnovaTerm, anova
+from gradnoise.analysis.statistics.bands import IsotonicBand, isotonic_band
+from gradnoise.analysis.statistics.cluster_robust import ClusterRobust, RobustTerm, cluster_robust
+from gradnoise.analysis.statistics.contrasts import Contrast, contrast
+from gradnoise.analysis.statistics.correlation import Spearman, spearman
+from gradnoise.analysis.statistics.ebar2 import Ebar2, ebar2_test
+from gradnoise.analysis.statistics.equivalence import Tost, tost
+from gradnoise.analysis.statistics.families import holm
+from gradnoise.analysis.statistics.isotonic import Reversal, Trend, trend
+from gradnoise.analysis.statistics.mediation import Mediation, Path, mediation
+from gradnoise.analysis.statistics.mixed import FitError, MixedFit, fit_mixed
+from gradnoise.analysis.statistics.power import t_power, tost_power
+from gradnoise.analysis.statistics.resampling import (
     SeedBootstrap,
     SignFlip,
     WildBootstrap,
@@ -21,7 +21,7 @@ from gradnoise.analysis.resampling import (
     sign_flip,
     wild_bootstrap,
 )
-from gradnoise.analysis.slopes import Slope, seed_slopes
+from gradnoise.analysis.statistics.slopes import Slope, seed_slopes
 
 __all__ = [
     "Anova",

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gradnoise.analysis.bands import isotonic_band
-from gradnoise.analysis.cluster_robust import cluster_robust
-from gradnoise.analysis.correlation import spearman
 from gradnoise.analysis.decisions import enough_seeds, levels_of, permutation_seed
 from gradnoise.analysis.gather import Gathered
-from gradnoise.analysis.mediation import mediation
-from gradnoise.analysis.resampling import seed_bootstrap, sign_flip, wild_bootstrap
-from gradnoise.analysis.slopes import seed_slopes
+from gradnoise.analysis.statistics.bands import isotonic_band
+from gradnoise.analysis.statistics.cluster_robust import cluster_robust
+from gradnoise.analysis.statistics.correlation import spearman
+from gradnoise.analysis.statistics.mediation import mediation
+from gradnoise.analysis.statistics.resampling import seed_bootstrap, sign_flip, wild_bootstrap
+from gradnoise.analysis.statistics.slopes import seed_slopes
 from gradnoise.base.errors import InputError
 from gradnoise.base.vocabulary import EXPLORATORY
 from gradnoise.registration import Plan

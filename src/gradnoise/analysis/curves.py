@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gradnoise.analysis.isotonic import isotonic_curve
-from gradnoise.analysis.mixed import FitError, fit_mixed
+from gradnoise.analysis.statistics.isotonic import isotonic_curve
+from gradnoise.analysis.statistics.mixed import FitError, fit_mixed
 from gradnoise.base.errors import InputError
 from gradnoise.registration import Plan
 from gradnoise.registration.kinds import MixedTest, TrendTest

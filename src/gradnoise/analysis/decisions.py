@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gradnoise.analysis.anova import anova
-from gradnoise.analysis.contrasts import contrast
-from gradnoise.analysis.equivalence import tost, tost_by_pingouin
 from gradnoise.analysis.gather import Gathered
-from gradnoise.analysis.isotonic import trend
 from gradnoise.analysis.missing import check_missing
-from gradnoise.analysis.mixed import FitError, fit_mixed
 from gradnoise.analysis.reliability import centre_covariate
-from gradnoise.analysis.slopes import seed_slopes
-from gradnoise.analysis.student import Student, sign_reading
+from gradnoise.analysis.statistics.anova import anova
+from gradnoise.analysis.statistics.contrasts import contrast
+from gradnoise.analysis.statistics.equivalence import tost, tost_by_pingouin
+from gradnoise.analysis.statistics.isotonic import trend
+from gradnoise.analysis.statistics.mixed import FitError, fit_mixed
+from gradnoise.analysis.statistics.slopes import seed_slopes
+from gradnoise.analysis.statistics.student import Student, sign_reading
 from gradnoise.analysis.verdicts import read_hypotheses
 from gradnoise.base.errors import InputError
 from gradnoise.base.files import sha256_of

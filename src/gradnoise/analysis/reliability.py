@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gradnoise.analysis.rows import used_rows
+from gradnoise.analysis.statistics.rows import used_rows
 from gradnoise.base.errors import InputError
 
 if TYPE_CHECKING:

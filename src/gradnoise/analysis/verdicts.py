@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from gradnoise.analysis.families import holm
+from gradnoise.analysis.statistics.families import holm
 from gradnoise.registration import Plan
 from gradnoise.registration.plan import Condition, Hypothesis
 

@@ -340,7 +340,7 @@ def _environment(job: Job) -> Environment:
         python=platform.python_version(),
         packages={name: found for name in PACKAGES if (found := installed(name))},
         platform=platform.platform(),
-        processor=_processor_model(),
+        processor=processor_model(),
         cpu_capability=torch.backends.cpu.get_cpu_capability() if torch else None,
         gpu=torch.cuda.get_device_name() if torch and uses_gpu else None,
         host=platform.node(),
@@ -349,7 +349,7 @@ def _environment(job: Job) -> Environment:
     )
 
 
-def _processor_model() -> str | None:
+def processor_model() -> str | None:
     """The processor as Linux names it; elsewhere what Python knows of it."""
     with suppress(OSError):
         found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)

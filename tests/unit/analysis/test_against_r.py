@@ -20,7 +20,7 @@ from gradnoise.analysis import (
     tost,
     tost_power,
 )
-from gradnoise.analysis.equivalence import tost_by_pingouin
+from gradnoise.analysis.statistics.equivalence import tost_by_pingouin
 from gradnoise.base.errors import InputError
 
 

@@ -11,9 +11,9 @@ import pandas as pd
 import pytest
 
 from gradnoise.analysis import contrast, seed_bootstrap, seed_slopes, sign_flip, tost, wild_bootstrap
-from gradnoise.analysis.ebar2 import permutation_p
-from gradnoise.analysis.isotonic import reversals_of
-from gradnoise.analysis.resampling import resamples
+from gradnoise.analysis.statistics.ebar2 import permutation_p
+from gradnoise.analysis.statistics.isotonic import reversals_of
+from gradnoise.analysis.statistics.resampling import resamples
 
 pytestmark = pytest.mark.slow
 

@@ -7,7 +7,7 @@ from scipy import stats
 from tests.unit.analysis.oracle import D1, D2, D3, D5, D5_RUNS, R
 
 from gradnoise.analysis import spearman
-from gradnoise.analysis.correlation import spearman_intervals
+from gradnoise.analysis.statistics.correlation import spearman_intervals
 from gradnoise.base.errors import InputError
 
 CASES = {

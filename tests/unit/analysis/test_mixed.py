@@ -9,9 +9,9 @@ from tests.unit.analysis import oracle
 from tests.unit.analysis.oracle import D3, D5, D8, D8_UNBALANCED, R_CENTRE, R
 
 from gradnoise.analysis import FitError, MixedFit, fit_mixed, mixed, tost
-from gradnoise.analysis.kenward_roger import kenward_roger
-from gradnoise.analysis.reml import Contrasts, Model
-from gradnoise.analysis.reml_search import Optimum, maximise
+from gradnoise.analysis.statistics.kenward_roger import kenward_roger
+from gradnoise.analysis.statistics.reml import Contrasts, Model
+from gradnoise.analysis.statistics.reml_search import Optimum, maximise
 from gradnoise.base.errors import InputError
 
 D1, D2 = (frame.assign(lossc=frame["loss"] - R_CENTRE) for frame in (oracle.D1, oracle.D2))

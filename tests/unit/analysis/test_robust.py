@@ -16,8 +16,8 @@ from gradnoise.analysis import (
     sign_flip,
     wild_bootstrap,
 )
-from gradnoise.analysis.cluster_robust import cr2
-from gradnoise.analysis.resampling import WEBB_WEIGHTS, resamples
+from gradnoise.analysis.statistics.cluster_robust import cr2
+from gradnoise.analysis.statistics.resampling import WEBB_WEIGHTS, resamples
 from gradnoise.base.errors import InputError
 
 SLOPES = np.array(R["d1"]["seed_slopes"]["slopes"])

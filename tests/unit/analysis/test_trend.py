@@ -9,9 +9,9 @@ from scipy import optimize, stats
 from tests.unit.analysis.oracle import D1, D3, D5_RUNS, R
 
 from gradnoise.analysis import ebar2_test, isotonic_band, trend
-from gradnoise.analysis.bands import simultaneous_band
-from gradnoise.analysis.ebar2 import ebar2, isotonic_fit, isotonic_fits, level_probabilities
-from gradnoise.analysis.isotonic import isotonic_curve, reversals_of
+from gradnoise.analysis.statistics.bands import simultaneous_band
+from gradnoise.analysis.statistics.ebar2 import ebar2, isotonic_fit, isotonic_fits, level_probabilities
+from gradnoise.analysis.statistics.isotonic import isotonic_curve, reversals_of
 from gradnoise.base.errors import InputError
 
 

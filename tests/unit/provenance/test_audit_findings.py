@@ -46,7 +46,7 @@ def test_every_check_is_there_under_its_permanent_name() -> None:
     ("error", "status", "evidence"),
     [
         (Breach("x differs"), "breach", "x differs"),
-        (NotApplicable("rehearsal"), "not applicable", "rehearsal"),
+        (NotApplicable("rehearsal"), "not applicable", "not applicable: rehearsal"),
         (NotAsked("costs time"), "not asked", "costs time"),
         (InputError("plan.yaml", "nan", "mend it"), "breach", "cannot be checked: "),
         (KeyError("tests"), "breach", "cannot be checked: there is no 'tests'"),

@@ -49,14 +49,15 @@ class Evidence:
         self.name, self.spot_runs = name, spot_runs
         self.git = Git()
         self._hashes: dict[str, str] = {}
+        self._documents: dict[str, dict[str, Any]] = {}
         self._tables: dict[str, pa.Table] = {}
         self._gathered: dict[str, pd.DataFrame] = {}
 
     @cached_property
     def study(self) -> Study:
         """The study's settings."""
-        path = study_path(self.name)
-        return validated(Study, strict_yaml.load(plain(path)), str(path))
+        path = study_path(self.name).as_posix()
+        return validated(Study, self.document(path), path)
 
     @cached_property
     def plan(self) -> Plan:
@@ -67,7 +68,7 @@ class Evidence:
     @cached_property
     def plan_document(self) -> dict[str, Any]:
         """The plan as it is written."""
-        return strict_yaml.load(plain(self.study.plan))
+        return self.document(self.study.plan)
 
     @property
     def registered(self) -> bool:
@@ -190,6 +191,12 @@ class Evidence:
     def tests(self) -> list[dict[str, Any]]:
         """Entries of `tests` as they must be, without labels."""
         return self.mirror.tests()
+
+    def document(self, path: str) -> dict[str, Any]:
+        """A YAML file as it is written."""
+        if path not in self._documents:
+            self._documents[path] = strict_yaml.load(plain(path))
+        return self._documents[path]
 
     def table(self, path: str) -> pa.Table:
         """A Parquet file, its page checksums verified."""

@@ -6,7 +6,6 @@ import math
 import os
 from collections.abc import Iterator
 from contextlib import chdir
-from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
@@ -15,6 +14,7 @@ import numpy as np
 
 from gradnoise import phases
 from gradnoise.base import layout
+from gradnoise.noise.measure import measure
 from gradnoise.provenance.audit.evidence import Evidence, plain
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def remade_faults(evidence: Evidence) -> Iterator[str]:
         for source in ("config", "preregistration", runs):
             os.symlink(here / source, Path(folder, source))
         with chdir(folder):
-            import_module(phases.MODULES["measure"]).measure(evidence.name)
+            measure(evidence.name)
         for path in phases.measure_outputs(evidence.name):
             if Path(folder, path).read_bytes() != plain(path).read_bytes():
                 yield f"{path} is not what the runs' tables make"

@@ -59,7 +59,7 @@ class Check:
         except Breach as found:
             status, said = "breach", str(found)
         except NotApplicable as found:
-            status, said = "not applicable", str(found)
+            status, said = "not applicable", f"not applicable: {found}"
         except NotAsked as found:
             status, said = "not asked", str(found)
         except InputError as fault:

@@ -130,7 +130,7 @@ def _blank(text: str) -> str:
 
 
 def _blanked(value: Any, quoted: bool = False) -> Any:
-    """A value with blank texts; `quoted`: without numbers too, for the page quotes a deviation word for word."""
+    """A value with blank texts; `quoted`: without numbers too, because a page quotes deviations whole."""
     if isinstance(value, dict):
         return {key: _blanked(item, quoted or key == "deviations") for key, item in value.items()}
     if isinstance(value, list):

@@ -11,7 +11,7 @@ from typing import Literal
 
 import gradnoise
 from gradnoise import phases
-from gradnoise.base import layout, strict_yaml
+from gradnoise.base import layout
 from gradnoise.base.closure import code_closure
 from gradnoise.base.digest import table_digest
 from gradnoise.base.study import TextTask, study_path
@@ -61,7 +61,7 @@ def locked_documents(evidence: Evidence) -> str:
             faults.append(f"the lock is of {document.path}, not of {path}")
         if document.sha256 != evidence.sha256(path):
             faults.append(f"{path}: sha256 {evidence.sha256(path)[:12]}, locked {document.sha256[:12]}")
-        if document.canonical_sha256 != sha256_of(strict_yaml.load(plain(path))):
+        if document.canonical_sha256 != sha256_of(evidence.document(path)):
             faults.append(f"{path}: its values are not those that were locked")
     names = ("run_id", "block", "cell", "seed_index", "seed")
     runs = [{name: getattr(run, name) for name in names} for run in evidence.planned.values()]

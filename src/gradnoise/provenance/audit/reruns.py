@@ -8,15 +8,16 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from importlib import import_module
 from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from gradnoise import phases
+from gradnoise.analysis import rehearse
 from gradnoise.base import layout
 from gradnoise.base.study import Inject, Nap, Reweight
+from gradnoise.provenance import records
 from gradnoise.provenance.audit.evidence import Evidence, PlannedRun, plain
 from gradnoise.provenance.audit.findings import Breach, NotApplicable, NotAsked, check, settle
 from gradnoise.provenance.audit.registration import needs_lock
@@ -40,13 +41,12 @@ def dry_run(evidence: Evidence) -> str:
     needs_lock(evidence)
     lock, plan = evidence.lock, evidence.plan
     faults = [*_rate_faults(evidence, lock), *_reach_faults(lock)]
-    replay = import_module("gradnoise.analysis.rehearse").replay
     for truth in plan.power.truths:
         # One simulation of each truth, by the hash of the lock.
         drawn = hashlib.sha256(f"{evidence.sha256(evidence.lock_file)}/{truth.id}".encode()).hexdigest()
         number = int(drawn, 16) % lock.dry_run.simulations
         stored = {name: word[number] for name, word in lock.dry_run.verdicts[truth.id].items()}
-        again = replay(plan, evidence.study, truth, number)
+        again = rehearse.replay(plan, evidence.study, truth, number)
         if again != stored:
             faults.append(f"simulation {number} of truth {truth.id} gives {again}, stored is {stored}")
     simulated = f"{lock.dry_run.simulations} simulations of {len(plan.power.truths)} truths"
@@ -138,7 +138,7 @@ def _machine(evidence: Evidence, job: Job, folder: str = ".") -> tuple[str | Non
             r.environment for r in evidence.listed_records if r.phase == "train" and r.name == "/".join(job)
         ]
         return found[-1].processor, found[-1].cpu_capability, found[-1].gpu
-    again = import_module("gradnoise.provenance.records").read_records(evidence.name, folder)[-1].environment
+    again = records.read_records(evidence.name, folder)[-1].environment
     return again.processor, again.cpu_capability, again.gpu
 
 
@@ -178,10 +178,13 @@ def _steady(evidence: Evidence, job: Job) -> bool:
 
 def _first_losses(evidence: Evidence, run: PlannedRun) -> dict[int, str]:
     """Rolling hash of the losses by update, of the run trained to its first branches in this process."""
-    torch: Any = import_module("torch")
+    import torch
+
+    from gradnoise.tasks import stream as tasks
+    from gradnoise.training import branching
+
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
-    branching, tasks = import_module("gradnoise.training.branching"), import_module("gradnoise.tasks.stream")
     block = evidence.study.block(run.block)
     cell, first = block.cell(run.cell), block.branches.sequences[0]
     updates = block.branches.updates
@@ -204,7 +207,7 @@ def _first_losses(evidence: Evidence, run: PlannedRun) -> dict[int, str]:
 
 
 def _here() -> tuple[str | None, ...]:
-    records: Any = import_module("gradnoise.provenance.records")
-    torch: Any = import_module("torch")
+    import torch
+
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    return records._processor_model(), torch.backends.cpu.get_cpu_capability(), gpu
+    return records.processor_model(), torch.backends.cpu.get_cpu_capability(), gpu

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gradnoise.analysis.ebar2 import Array, Direction, ebar2, isotonic_fit, permutation_p
-from gradnoise.analysis.families import holm
-from gradnoise.analysis.rows import table_of_means
-from gradnoise.analysis.student import mean_over_clusters
+from gradnoise.analysis.statistics.ebar2 import Array, Direction, ebar2, isotonic_fit, permutation_p
+from gradnoise.analysis.statistics.families import holm
+from gradnoise.analysis.statistics.rows import table_of_means
+from gradnoise.analysis.statistics.student import mean_over_clusters
 from gradnoise.base.errors import InputError
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from itertools import product
 import numpy as np
 from numpy.typing import NDArray
 
-from gradnoise.analysis.reml import Contrasts, Model, lower_triangle
+from gradnoise.analysis.statistics.reml import Contrasts, Model, lower_triangle
 
 Array = NDArray[np.float64]
 Factors = list[Array]

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from gradnoise.analysis.resampling import resamples, studentised
-from gradnoise.analysis.rows import used_rows
-from gradnoise.analysis.student import ROUNDING
+from gradnoise.analysis.statistics.resampling import resamples, studentised
+from gradnoise.analysis.statistics.rows import used_rows
+from gradnoise.analysis.statistics.student import ROUNDING
 from gradnoise.base.errors import InputError
 
 if TYPE_CHECKING:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gradnoise.analysis.rows import table_of_means
-from gradnoise.analysis.student import mean_over_clusters
+from gradnoise.analysis.statistics.rows import table_of_means
+from gradnoise.analysis.statistics.student import mean_over_clusters
 from gradnoise.base.errors import InputError
 
 if TYPE_CHECKING:

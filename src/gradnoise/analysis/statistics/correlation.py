@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gradnoise.analysis.rows import used_rows
-from gradnoise.analysis.student import ROUNDING, mean_over_clusters
+from gradnoise.analysis.statistics.rows import used_rows
+from gradnoise.analysis.statistics.student import ROUNDING, mean_over_clusters
 from gradnoise.base.errors import InputError
 
 if TYPE_CHECKING:

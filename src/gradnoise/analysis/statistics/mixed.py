@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from gradnoise.analysis.cross_check import CrossCheck, Ours, by_statsmodels
-from gradnoise.analysis.fixed_effects import (
+from gradnoise.analysis.statistics.cross_check import CrossCheck, Ours, by_statsmodels
+from gradnoise.analysis.statistics.fixed_effects import (
     Equivalence,
     Term,
     WaldTest,
@@ -18,10 +18,21 @@ from gradnoise.analysis.fixed_effects import (
     two_one_sided_tests,
     wald_test,
 )
-from gradnoise.analysis.kenward_roger import KenwardRoger, coefficients, identifiable, kenward_roger
-from gradnoise.analysis.model_matrix import INTERCEPT, RandomBlock, fixed_matrix, numeric, random_blocks
-from gradnoise.analysis.reml import FitError, Model, lower_triangle, rotate
-from gradnoise.analysis.reml_search import maximise
+from gradnoise.analysis.statistics.kenward_roger import (
+    KenwardRoger,
+    coefficients,
+    identifiable,
+    kenward_roger,
+)
+from gradnoise.analysis.statistics.model_matrix import (
+    INTERCEPT,
+    RandomBlock,
+    fixed_matrix,
+    numeric,
+    random_blocks,
+)
+from gradnoise.analysis.statistics.reml import FitError, Model, lower_triangle, rotate
+from gradnoise.analysis.statistics.reml_search import maximise
 from gradnoise.base.errors import InputError
 
 if TYPE_CHECKING:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gradnoise.analysis.student import Alternative
+from gradnoise.analysis.statistics.student import Alternative
 from gradnoise.base.errors import InputError
 
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from gradnoise.analysis.kenward_roger import KenwardRoger
-from gradnoise.analysis.reml import FitError
-from gradnoise.analysis.student import Student
+from gradnoise.analysis.statistics.kenward_roger import KenwardRoger
+from gradnoise.analysis.statistics.reml import FitError
+from gradnoise.analysis.statistics.student import Student
 from gradnoise.base.errors import InputError
 
 Array = NDArray[np.float64]

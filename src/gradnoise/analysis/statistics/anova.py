@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gradnoise.analysis.rows import used_rows
-from gradnoise.analysis.student import ROUNDING
+from gradnoise.analysis.statistics.rows import used_rows
+from gradnoise.analysis.statistics.student import ROUNDING
 from gradnoise.base.errors import InputError
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from gradnoise.analysis.rows import memberships, used_rows
-from gradnoise.analysis.student import ROUNDING, Student
+from gradnoise.analysis.statistics.rows import memberships, used_rows
+from gradnoise.analysis.statistics.student import ROUNDING, Student
 from gradnoise.base.errors import InputError
 
 if TYPE_CHECKING:

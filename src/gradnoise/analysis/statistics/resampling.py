@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from gradnoise.analysis.ebar2 import BLOCK
-from gradnoise.analysis.rows import memberships, used_rows
-from gradnoise.analysis.student import ROUNDING, Alternative, mean_over_clusters
+from gradnoise.analysis.statistics.ebar2 import BLOCK
+from gradnoise.analysis.statistics.rows import memberships, used_rows
+from gradnoise.analysis.statistics.student import ROUNDING, Alternative, mean_over_clusters
 from gradnoise.base.errors import InputError
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gradnoise.analysis.model_matrix import RandomBlock
+from gradnoise.analysis.statistics.model_matrix import RandomBlock
 
 if TYPE_CHECKING:
     from statsmodels.regression.mixed_linear_model import MixedLM

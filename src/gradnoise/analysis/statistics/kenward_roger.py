@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from gradnoise.analysis.reml import Model, root
+from gradnoise.analysis.statistics.reml import Model, root
 
 Array = NDArray[np.float64]
 
