@@ -8,7 +8,8 @@ from tests.unit.analysis import dense_mixed as dense
 from tests.unit.analysis import oracle
 from tests.unit.analysis.oracle import D3, D5, D8, D8_UNBALANCED, R_CENTRE, R
 
-from gradnoise.analysis import FitError, MixedFit, fit_mixed, mixed, tost
+from gradnoise.analysis import FitError, MixedFit, fit_mixed, tost
+from gradnoise.analysis.statistics import mixed
 from gradnoise.analysis.statistics.kenward_roger import kenward_roger
 from gradnoise.analysis.statistics.reml import Contrasts, Model
 from gradnoise.analysis.statistics.reml_search import Optimum, maximise
