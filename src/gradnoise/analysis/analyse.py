@@ -19,7 +19,7 @@ from gradnoise.base import layout, tables
 from gradnoise.base.errors import InputError
 from gradnoise.base.files import canonical_json, sha256, write_json
 from gradnoise.base.study import Study, load_study, study_path
-from gradnoise.base.vocabulary import STANDING
+from gradnoise.base.vocabulary import EXPLORATORY, STANDING
 from gradnoise.base.wording import check_rehearsal
 from gradnoise.registration import Plan, load_plan
 from gradnoise.registration.deviations import Deviation, label_of, read_deviations, under_deviations
@@ -60,7 +60,7 @@ def analyse(study: str) -> None:
         "descriptive": _descriptive(plan),
         "thresholds": _thresholds(plan),
         "matched_points": {name: asdict(point) for name, point in gathered.matched.points.items()},
-        **_labelled(plan, evaluation, deviations),
+        **_labelled(plan, plan, evaluation, deviations),
         "deviations": [deviation.model_dump(mode="json") for deviation in deviations],
         "deviated": _deviated(plan, settings, deviations, scores, exposure),
         "bands": bands(plan, gathered),
@@ -106,12 +106,21 @@ def _about(plan: Plan, path: str) -> Entry:
     }
 
 
-def _labelled(plan: Plan, evaluation: Evaluation, deviations: list[Deviation]) -> dict[str, list[Entry]]:
-    """Tests, families and hypotheses with the labels that the deviations leave them."""
-    labels = {test.id: label_of(plan, test.id, deviations) for test in plan.tests}
+def _labelled(
+    plan: Plan, carried: Plan, evaluation: Evaluation, deviations: list[Deviation]
+) -> dict[str, list[Entry]]:
+    """Tests, families and hypotheses with the labels that the deviations leave them.
+
+    `plan` is the registered one, `carried` the one that was carried out, which may hold further tests.
+    """
+    registered = {test.id for test in plan.tests}
+    labels = {
+        test.id: label_of(plan, test.id, deviations) if test.id in registered else EXPLORATORY
+        for test in carried.tests
+    }
     tests = [test | {"label": labels[test["id"]]} for test in evaluation.tests]
     hypotheses = []
-    for entry, hypothesis in zip(evaluation.hypotheses, plan.hypotheses, strict=True):
+    for entry, hypothesis in zip(evaluation.hypotheses, carried.hypotheses, strict=True):
         # A hypothesis carries the weakest label of the tests that decide it.
         used = {labels[name] for name in hypothesis.p.max_of}
         used |= {labels[condition.test] for condition in hypothesis.not_met.any}
@@ -127,7 +136,7 @@ def _deviated(
     if changed is None:
         return None
     evaluation = evaluate(changed, gather(changed, study, scores, exposure))
-    return _labelled(plan, evaluation, deviations)
+    return _labelled(plan, changed, evaluation, deviations)
 
 
 def _explained(plan: Plan, frames: Mapping[Matching, pd.DataFrame]) -> list[Entry]:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
-from ruamel.yaml.tokens import AliasToken, AnchorToken, TagToken
+from ruamel.yaml.tokens import AliasToken, AnchorToken, ScalarToken, TagToken
 
 from gradnoise.base.errors import InputError
 
@@ -14,8 +14,8 @@ def load(path: Path | str) -> dict[str, object]:
     """Read one YAML 1.2 mapping of plain JSON values.
 
     Refused with `InputError`: a file that is missing, cannot be read or is no UTF-8 text; duplicate keys,
-    anchors, aliases, tags, NaN and infinities, dates, keys that are not strings, and a document that is not
-    a mapping.
+    anchors, aliases, tags, merge keys, NaN and infinities, dates, keys that are not strings, and a document
+    that is not a mapping.
     """
     path = Path(path)
     try:
@@ -32,6 +32,9 @@ def load(path: Path | str) -> dict[str, object]:
             if isinstance(token, AnchorToken | AliasToken | TagToken):
                 where = f"line {token.start_mark.line + 1}"
                 raise InputError(f"{path}, {where}", "anchor, alias or tag", "write the value out")
+            if isinstance(token, ScalarToken) and token.plain and token.value == "<<":
+                where = f"line {token.start_mark.line + 1}"
+                raise InputError(f"{path}, {where}", "merge key <<", "write the values out")
         value = yaml.load(text)
     except InputError:
         raise

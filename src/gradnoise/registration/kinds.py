@@ -36,21 +36,21 @@ READINGS: dict[str, tuple[str, ...]] = {
 class Test(Strict):
     """What every test has: what it looks at, and where."""
 
-    id: Name
+    id: Name = Field(description="name of the test")
     hypothesis: Name | None = Field(default=None, description="the hypothesis it is reported under")
-    description: Text
-    outcome: Name
-    matching: Matching
+    description: Text = Field(description="what it asks, for people")
+    outcome: Name = Field(description="an outcome of the matched block")
+    matching: Matching = Field(description="where runs are compared")
 
 
 class SlopeTest(Test):
     """Least-squares slope within each seed, then a one-sample t over seeds."""
 
-    kind: Literal["slope"]
-    predictor: Name
+    kind: Literal["slope"] = Field(description="which test this is")
+    predictor: Name = Field(description="the dose")
     cells: Cells | None = Field(default=None, description="only the runs of these cells; null: all")
-    cluster: Literal["seed"]
-    alternative: Alternative
+    cluster: Literal["seed"] = Field(description="unit that is independent")
+    alternative: Alternative = Field(description="side of zero that p is about")
 
 
 class MixedTest(Test):
@@ -60,23 +60,27 @@ class MixedTest(Test):
     measured less reliably than the plan asks for.
     """
 
-    kind: Literal["mixed"]
-    fixed: tuple[Name, ...] = Field(min_length=1)
-    random: dict[Annotated[str, Field(pattern="^seed$")], tuple[str, ...]] = Field(min_length=1)
+    kind: Literal["mixed"] = Field(description="which test this is")
+    fixed: tuple[Name, ...] = Field(
+        min_length=1, description="fixed terms, the deciding one first; an intercept is always there"
+    )
+    random: dict[Annotated[str, Field(pattern="^seed$")], tuple[str, ...]] = Field(
+        min_length=1, description='terms that differ between seeds: "1" and fixed terms'
+    )
     cells: Cells | None = Field(default=None, description="only the runs of these cells; null: all")
-    estimator: Literal["reml"]
-    degrees_of_freedom: Literal["kenward-roger"]
-    alternative: Alternative
+    estimator: Literal["reml"] = Field(description="restricted maximum likelihood")
+    degrees_of_freedom: Literal["kenward-roger"] = Field(description="of every t and F")
+    alternative: Alternative = Field(description="side of zero that p is about")
 
 
 class ContrastTest(Test):
     """Mean of some cells minus mean of others, paired by seed: one-sample t over seeds."""
 
-    kind: Literal["contrast"]
-    first: Cells
-    second: Cells
-    cluster: Literal["seed"]
-    alternative: Alternative
+    kind: Literal["contrast"] = Field(description="which test this is")
+    first: Cells = Field(description="cells whose mean counts")
+    second: Cells = Field(description="cells whose mean is taken off")
+    cluster: Literal["seed"] = Field(description="unit that is independent")
+    alternative: Alternative = Field(description="side of zero that p is about")
 
 
 class TrendTest(Test):
@@ -86,35 +90,39 @@ class TrendTest(Test):
     every step is shown to lose less than the margin, else `ordered` when the trend is found.
     """
 
-    kind: Literal["trend"]
-    levels: tuple[Cells, ...] = Field(min_length=3)
-    cluster: Literal["seed"]
-    alternative: Literal["increasing", "decreasing"]
-    margin: Positive
+    kind: Literal["trend"] = Field(description="which test this is")
+    levels: tuple[Cells, ...] = Field(
+        min_length=3, description="cells of each level in order; cells of one level are averaged in each seed"
+    )
+    cluster: Literal["seed"] = Field(description="unit within which levels are permuted")
+    alternative: Literal["increasing", "decreasing"] = Field(description="direction of the trend")
+    margin: Positive = Field(description="a step against the direction that loses less is tolerated")
     steps: Literal["required", "reported"] = Field(
         description="required: p is the larger of the trend's and the steps', all of which must hold"
     )
-    draws: Draws
+    draws: Draws = Field(description="permutations")
 
 
 class TostTest(Test):
     """Two one-sided tests of the mean difference first arm - second arm, paired by seed."""
 
-    kind: Literal["tost"]
-    arms: tuple[str, str]
-    cluster: Literal["seed"]
-    low: Number
-    high: Number
+    kind: Literal["tost"] = Field(description="which test this is")
+    arms: tuple[str, str] = Field(description="the two cells")
+    cluster: Literal["seed"] = Field(description="unit that is independent")
+    low: Number = Field(description="lower margin of the difference")
+    high: Number = Field(description="upper margin of the difference")
 
 
 class AnovaTest(Test):
     """Factorial analysis of variance, type III with Sum coding, blocked by seed; reported, never decisive."""
 
-    kind: Literal["anova"]
-    factors: tuple[Literal["batch", "learning_rate"], ...] = Field(min_length=1)
+    kind: Literal["anova"] = Field(description="which test this is")
+    factors: tuple[Literal["batch", "learning_rate"], ...] = Field(
+        min_length=1, description="factors with all their interactions"
+    )
     cells: Cells | None = Field(default=None, description="only the runs of these cells; null: all")
-    block: Literal["seed"]
-    type: Literal["III"]
+    block: Literal["seed"] = Field(description="what is taken off first")
+    type: Literal["III"] = Field(description="of sums of squares")
     robust: Literal["hc3"] = Field(description="covariance of the F tests that are shown beside")
 
 
@@ -126,25 +134,25 @@ AnyTest = Annotated[
 class Correlation(Strict):
     """Spearman's rank correlation of runs within seeds; exploratory."""
 
-    id: Name
-    kind: Literal["correlation"]
-    description: Text
-    outcome: Name
-    matching: Matching
-    predictor: Name
+    id: Name = Field(description="name of the exploration")
+    kind: Literal["correlation"] = Field(description="what is computed")
+    description: Text = Field(description="what it asks, for people")
+    outcome: Name = Field(description="an outcome of the matched block")
+    matching: Matching = Field(description="where runs are compared")
+    predictor: Name = Field(description="the dose")
 
 
 class Mediation(Strict):
     """Predictor to mediator to outcome, with an interval over seeds; exploratory: nothing is randomised."""
 
-    id: Name
-    kind: Literal["mediation"]
-    description: Text
-    outcome: Name
-    matching: Matching
-    predictor: Name
-    mediator: Name
-    resamples: Draws
+    id: Name = Field(description="name of the exploration")
+    kind: Literal["mediation"] = Field(description="what is computed")
+    description: Text = Field(description="what it asks, for people")
+    outcome: Name = Field(description="an outcome of the matched block")
+    matching: Matching = Field(description="where runs are compared")
+    predictor: Name = Field(description="the dose")
+    mediator: Name = Field(description="the outcome in between")
+    resamples: Draws = Field(description="of the bootstrap over seeds")
 
 
 Exploration = Annotated[Correlation | Mediation, Field(discriminator="kind")]

@@ -38,18 +38,24 @@ Method = Literal["wild_cluster_bootstrap", "sign_flip", "cluster_robust", "stude
 class Pilot(Strict):
     """What was seen before the plan was written: a file and its bytes."""
 
-    path: Annotated[str, Field(pattern=r"^preregistration/pilot/[A-Za-z0-9_./-]+$")]
-    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    path: Annotated[str, Field(pattern=r"^preregistration/pilot/[A-Za-z0-9_./-]+$")] = Field(
+        description="where it lies"
+    )
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] = Field(description="SHA-256 of its bytes")
 
 
 class About(Strict):
     """Which study this is, and what its authors knew when they wrote the plan."""
 
-    id: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$")]
-    title: Text
-    kind: Literal["rehearsal", "registered"]
-    config: Annotated[str, Field(pattern=r"^config/[a-z0-9][a-z0-9-]*\.yaml$")]
-    prior_access: Literal["none", "pilot", "outcome_known"]
+    id: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$")] = Field(description="name of the study")
+    title: Text = Field(description="what it is about, for people")
+    kind: Literal["rehearsal", "registered"] = Field(description="a rehearsal has no lock and no verdicts")
+    config: Annotated[str, Field(pattern=r"^config/[a-z0-9][a-z0-9-]*\.yaml$")] = Field(
+        description="settings of the study: its blocks and cells"
+    )
+    prior_access: Literal["none", "pilot", "outcome_known"] = Field(
+        description="what its authors had seen of such runs when they wrote it"
+    )
     pilot: tuple[Pilot, ...] = Field(default=(), description="files of the pilot, by their bytes")
 
     @property
@@ -66,8 +72,10 @@ class About(Strict):
 class Seeds(Strict):
     """Seeds follow from the plan's hash; every cell uses the same ones."""
 
-    derive: Literal["hmac-sha256"]
-    crossed: Literal[True]
+    derive: Literal["hmac-sha256"] = Field(description="seeds are HMAC-SHA256 of the plan's hash")
+    crossed: Literal[True] = Field(
+        description="every cell of a block uses the same seeds, so comparisons are paired"
+    )
     minimum: Annotated[int, Field(ge=5, strict=True, description="seeds of a tested block")]
     fewest_analysed: Annotated[int, Field(ge=3, strict=True, description="a test on fewer has no p")]
     stopping: Literal["fixed"] = Field(
@@ -78,7 +86,9 @@ class Seeds(Strict):
 class Attempts(Strict):
     """How often a training job may be tried; every attempt uses the same seeds and keeps its record."""
 
-    maximum: Annotated[int, Field(ge=1, strict=True)]
+    maximum: Annotated[int, Field(ge=1, strict=True)] = Field(
+        description="attempts at one training job, the first included"
+    )
     retry_after: tuple[Literal["started", "failed"], ...] = Field(
         description="status of an attempt that another may follow; started: it was killed"
     )
@@ -87,26 +97,30 @@ class Attempts(Strict):
 class Outcome(Strict):
     """A score that is analysed, in absolute units."""
 
-    id: Name
-    role: Literal["primary", "secondary", "negative_control", "manipulation_check", "descriptive"]
-    block: Name
-    score: Name
-    unit: Text
+    id: Name = Field(description="name by which tests call it")
+    role: Literal["primary", "secondary", "negative_control", "manipulation_check", "descriptive"] = Field(
+        description="what it is for"
+    )
+    block: Name = Field(description="block of the study whose runs are scored")
+    score: Name = Field(description="name of the score")
+    unit: Text = Field(description="unit of the score; accuracy is in absolute points")
     direction: Literal["higher", "lower"] = Field(description="which way is better")
 
 
 class Exposure(Strict):
     """Which integrated exposure is the dose, and on which scale."""
 
-    primary: Definition
-    transform: Literal["log10"]
-    secondary: tuple[Definition, ...] = ()
+    primary: Definition = Field(description="definition of the dose, as in docs/exposure.md")
+    transform: Literal["log10"] = Field(description="scale of doses as predictors, `log10_pne2`")
+    secondary: tuple[Definition, ...] = Field(default=(), description="other definitions that tests may name")
 
 
 class Limits(Strict):
     """How many planned runs may be missing from a test before it is undecided, as shares of its runs."""
 
-    missing: Annotated[float, Field(ge=0, le=1, strict=True)]
+    missing: Annotated[float, Field(ge=0, le=1, strict=True)] = Field(
+        description="of all the test's planned runs"
+    )
     difference: Annotated[float, Field(ge=0, le=1, strict=True)] = Field(
         description="between the cells of the test: more is informative truncation"
     )
@@ -115,15 +129,19 @@ class Limits(Strict):
 class MatchingRule(Strict):
     """Where runs are compared."""
 
-    block: Name
-    variable: Name
-    target: Positive
+    block: Name = Field(description="block whose runs are compared")
+    variable: Name = Field(description="score in which runs are matched")
+    target: Positive = Field(description="its value at which they are compared")
     how: Literal["log-linear"] = Field(
         description="linear in the logarithm of `variable`, between the two branches that bracket `target`"
     )
-    minimum_reliability: Share
-    also: tuple[Literal["updates", "tokens"], ...] = ()
-    limits: Limits
+    minimum_reliability: Share = Field(
+        description="share of its variance between runs that is no error; below it nothing is adjusted for it"
+    )
+    also: tuple[Literal["updates", "tokens"], ...] = Field(
+        default=(), description="other points at which runs are compared, beside it"
+    )
+    limits: Limits = Field(description="how many runs may be missing")
 
     @property
     def names(self) -> tuple[Matching, ...]:
@@ -138,37 +156,39 @@ class Exclusion(Strict):
     standard error of it over its value, `events` the fewest measured updates behind it.
     """
 
-    id: Name
-    column: BlindColumn
-    op: Comparison
-    value: Number
-    stage: Literal["before_outcome"]
-    reason: Text
+    id: Name = Field(description="name of the rule in the flow of runs")
+    column: BlindColumn = Field(description="what is looked at")
+    op: Comparison = Field(description="how it compares")
+    value: Number = Field(description="with what")
+    stage: Literal["before_outcome"] = Field(description="nothing is left out once an outcome was seen")
+    reason: Text = Field(description="why, for people")
 
 
 class Condition(Strict):
     """Holds when the test was read as one of `reading`."""
 
-    test: Name
-    reading: tuple[str, ...] = Field(min_length=1)
+    test: Name = Field(description="a test of the plan")
+    reading: tuple[str, ...] = Field(min_length=1, description="what it may be read as")
 
 
 class All(Strict):
     """Every condition holds."""
 
-    all: tuple[Condition, ...] = Field(min_length=1)
+    all: tuple[Condition, ...] = Field(min_length=1, description="conditions that must hold")
 
 
 class AnyOf(Strict):
     """At least one condition holds."""
 
-    any: tuple[Condition, ...] = Field(min_length=1)
+    any: tuple[Condition, ...] = Field(min_length=1, description="conditions one of which is enough")
 
 
 class MaxOf(Strict):
     """The largest p of these tests: all must be small (intersection-union)."""
 
-    max_of: tuple[Name, ...] = Field(min_length=1)
+    max_of: tuple[Name, ...] = Field(
+        min_length=1, description="tests whose p are counted, all that `met` needs among them"
+    )
 
 
 class Hypothesis(Strict):
@@ -179,20 +199,20 @@ class Hypothesis(Strict):
     study calls the three corroborated, falsified and inconclusive.
     """
 
-    id: Name
-    text: Text
-    p: MaxOf
-    met: All
-    not_met: AnyOf
+    id: Name = Field(description="name of the hypothesis")
+    text: Text = Field(description="the claim, for people")
+    p: MaxOf = Field(description="its p")
+    met: All = Field(description="when it is met (corroborated)")
+    not_met: AnyOf = Field(description="when it is not met (falsified)")
 
 
 class Family(Strict):
     """Hypotheses that share an error rate."""
 
-    id: Name
-    members: tuple[Name, ...] = Field(min_length=1)
-    method: Literal["holm"]
-    alpha: Share
+    id: Name = Field(description="name of the family")
+    members: tuple[Name, ...] = Field(min_length=1, description="its hypotheses")
+    method: Literal["holm"] = Field(description="how their p are adjusted for one another")
+    alpha: Share = Field(description="error rate of the family")
     missing_p: Annotated[float, Field(ge=1, le=1, strict=True)] = Field(
         description="a p that could not be computed counts as 1 and stays in the family"
     )
@@ -201,15 +221,15 @@ class Family(Strict):
 class Intervals(Strict):
     """Tests are read at alpha = 1 - level: two-sided intervals at `level`, TOST at 1 - 2 alpha."""
 
-    level: Share
+    level: Share = Field(description="level of two-sided intervals")
 
 
 class Sensitivity(Strict):
     """A slope test once more, by other methods and at other places; exploratory, shown beside it."""
 
     test: Name = Field(description="a slope test")
-    methods: tuple[Method, ...] = ()
-    resamples: Draws
+    methods: tuple[Method, ...] = Field(default=(), description="other ways to the interval and p")
+    resamples: Draws = Field(description="of each bootstrap")
     windows: tuple[Positive, ...] = Field(
         default=(), description="the branch nearest to the target, where it is within this of it"
     )
@@ -219,9 +239,9 @@ class Sensitivity(Strict):
 class Descriptive(Strict):
     """What is drawn and set side by side without a test."""
 
-    outcome: Name
-    predictor: Name
-    rivals: tuple[Name, ...]
+    outcome: Name = Field(description="outcome that is drawn")
+    predictor: Name = Field(description="dose that it is drawn against")
+    rivals: tuple[Name, ...] = Field(description="what else might explain it")
     band_draws: Draws = Field(description="resamples of the seeds behind the bootstrap band of a trend")
     band_trials: Annotated[int, Field(ge=100, strict=True)] = Field(
         description="simulated studies behind that band's coverage"
@@ -242,8 +262,8 @@ class Assumptions(Strict):
 class Wrong(Strict):
     """Hypotheses of which a verdict would be an error, were this the truth."""
 
-    met: tuple[Name, ...] = ()
-    not_met: tuple[Name, ...] = ()
+    met: tuple[Name, ...] = Field(default=(), description="errors if met")
+    not_met: tuple[Name, ...] = Field(default=(), description="errors if not met")
 
 
 class Truth(Strict):
@@ -252,39 +272,43 @@ class Truth(Strict):
     An outcome of a run is base + seed + slope x (dose - mean dose) + shift of its cell + residual.
     """
 
-    id: Name
-    description: Text
+    id: Name = Field(description="name of the truth")
+    description: Text = Field(description="what holds in it, for people")
     slopes: dict[Name, Number] = Field(default={}, description="per outcome, per unit of the predictor")
     shifts: dict[Name, dict[str, Number]] = Field(default={}, description="per outcome and cell")
-    wrong: Wrong = Wrong()
+    wrong: Wrong = Field(default=Wrong(), description="verdicts that would be errors")
 
 
 class Power(Strict):
     """What the dry run simulates before the plan is locked."""
 
-    simulations: Annotated[int, Field(ge=1, strict=True)]
-    assumptions: Assumptions
-    truths: tuple[Truth, ...] = Field(min_length=1)
+    simulations: Annotated[int, Field(ge=1, strict=True)] = Field(
+        description="simulated studies of each truth"
+    )
+    assumptions: Assumptions = Field(description="spreads behind them")
+    truths: tuple[Truth, ...] = Field(min_length=1, description="what is simulated")
 
 
 class Plan(Strict):
     """A whole plan; `sha256` names its content whatever its comments, spacing and order of keys."""
 
-    study: About
-    seeds: Seeds
-    attempts: Attempts
-    outcomes: tuple[Outcome, ...] = Field(min_length=1)
-    exposure: Exposure
-    matching: MatchingRule
-    exclusions: tuple[Exclusion, ...] = ()
-    tests: tuple[AnyTest, ...] = Field(min_length=1)
-    hypotheses: tuple[Hypothesis, ...] = Field(min_length=1)
-    families: tuple[Family, ...] = Field(min_length=1)
-    intervals: Intervals
-    sensitivity: tuple[Sensitivity, ...] = ()
-    exploratory: tuple[Exploration, ...] = ()
-    descriptive: Descriptive
-    power: Power
+    study: About = Field(description="which study this is")
+    seeds: Seeds = Field(description="where seeds come from, and how many")
+    attempts: Attempts = Field(description="how often a job may be tried")
+    outcomes: tuple[Outcome, ...] = Field(min_length=1, description="what is measured")
+    exposure: Exposure = Field(description="the dose")
+    matching: MatchingRule = Field(description="where runs are compared")
+    exclusions: tuple[Exclusion, ...] = Field(default=(), description="runs that are left out")
+    tests: tuple[AnyTest, ...] = Field(min_length=1, description="what is computed")
+    hypotheses: tuple[Hypothesis, ...] = Field(
+        min_length=1, description="what is claimed, and what tests must say"
+    )
+    families: tuple[Family, ...] = Field(min_length=1, description="which claims share an error rate")
+    intervals: Intervals = Field(description="how tests are read")
+    sensitivity: tuple[Sensitivity, ...] = Field(default=(), description="slope tests by other means")
+    exploratory: tuple[Exploration, ...] = Field(default=(), description="what is computed besides")
+    descriptive: Descriptive = Field(description="what is drawn without a test")
+    power: Power = Field(description="what the dry run simulates")
     _sha256: str = PrivateAttr(default="")
     _beacon: str = PrivateAttr(default="")
 

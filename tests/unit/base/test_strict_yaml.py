@@ -29,6 +29,7 @@ def test_a_mapping_of_plain_values_is_read(tmp_path: Path) -> None:
         ("a: 1\na: 2\n", "duplicate key"),
         ("a: &b 1\n", ", line 1: anchor, alias or tag"),
         ("a: !!python/object:os.system 1\n", "anchor, alias or tag"),
+        ("a: {b: 1, <<: {c: 2}}\n", ", line 1: merge key"),
         ("a: .nan\n", ": a: nan: must be a finite number"),
         ("a: [1, -.inf]\n", ": a[1]: -inf: must be a finite number"),
         ("a: 2026-01-01\n", "must be a string, number"),

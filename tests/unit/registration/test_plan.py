@@ -118,6 +118,7 @@ FAULTS = {
     "too few draws": ("    draws: 9999\n", "    draws: 99\n", "draws"),
     "alias": ("  level: 0.95", "  level: *level", "alias"),
     "tag": ("  level: 0.95", "  level: !!float 0.95", "tag"),
+    "merge key": ("  level: 0.95", "  level: 0.95\n  <<: {level: 0.5}", "merge key"),
     "margin per seed": ("    margin: 0.05 ", "    margin: [0.05] ", "margin"),
     "truth value for a margin": ("    margin: 0.05 ", "    margin: true ", "margin"),
     "exclusion on an outcome": ("column: exposure,", "column: icl,", "exclusions.0.column"),
