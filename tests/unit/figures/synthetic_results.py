@@ -269,7 +269,12 @@ def _tests() -> Rows:
         "description": "difference in ICL between two batches, at matched loss",
         "details": {"reason": "seeds: 2: the plan tests on 3 or more"},
     }
-    return [*rows, mixed, factors, failed]
+    lost = factors | {
+        "id": "icl-lost",
+        "outcome": "undecided",
+        "details": {"reason": "runs: 0.5 of them missing"},
+    }
+    return [*rows, mixed, factors, lost | {"matching": "updates"}, failed]
 
 
 def _cells() -> Rows:

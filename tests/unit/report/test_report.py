@@ -74,6 +74,7 @@ def test_every_result_is_on_the_page(rendered: Path) -> None:
     assert "0.0917 (s.e. 0.0119) p = .002, df 3.86 (greater) singular fit" in text
     assert "batch: F 12.3, p = .002 (HC3 p = .003)" in text
     assert "batch × learning rate: F 0.456, p = .710 30 runs" in text
+    assert "undecided runs: 0.5 of them missing 30 runs" in text
     assert "icl-slope-loss sign flip REHEARSAL 0.0777 – p = .031 30" in text
     assert "Exposure to IWL to ICL mediation REHEARSAL 0.0777" in text
     assert "icl-slope-loss, sign flip: seed: 1 slopes: give at least 2 seeds" in text
@@ -119,7 +120,7 @@ def test_matchings_stand_beside_each_other() -> None:
     assert [(row.kind, list(row.tests)) for row in rows] == [
         ("slope", ["loss", "updates", "tokens"]),
         ("mixed", ["loss"]),
-        ("anova", ["loss"]),
+        ("anova", ["loss", "updates"]),
         ("tost", ["loss"]),
     ]
     assert rows[3].description == "difference in ICL between two batches"
