@@ -252,7 +252,7 @@ def audit(
         raise typer.Exit(status)
 
 
-@app.command(epilog="Example: [bold]gradnoise crate --study quick --output quick-crate.zip[/bold]")
+@app.command(epilog="Example: [bold]gradnoise crate --study quick --output logs/quick-crate.zip[/bold]")
 def crate(
     study: StudyName,
     output: Annotated[

@@ -97,7 +97,7 @@ def rehearse(
 
 @app.command(
     epilog="Example: [bold]gradnoise plan deviate --study laptop --pointer /matching/target --actual 0.06"
-    " --reason error-in-plan --evidence docs/target.md --effect 'none on H1'[/bold]"
+    " --reason error-in-plan --evidence docs/registration.md --effect 'none on H1'[/bold]"
 )
 def deviate(
     study: StudyName,

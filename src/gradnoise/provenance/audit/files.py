@@ -264,7 +264,7 @@ def _statistics_faults(file: Any, group: int) -> Iterator[str]:
 
 
 def _score_faults(evidence: Evidence) -> Iterator[str]:
-    """Branches without every score of their task."""
+    """Branches without every score of their task, or with scores that their status does not allow."""
     path = layout.scores(evidence.name)
     branches: dict[tuple[str, str, int], list[dict[str, Any]]] = {}
     for row in evidence.rows(path):
@@ -273,8 +273,10 @@ def _score_faults(evidence: Evidence) -> Iterator[str]:
         where = f"{path}: run {run}, branch {branch}"
         if {row["score"]: row["unit"] for row in rows} != NAMES[evidence.study.block(block).task.kind]:
             yield f"{where} has not exactly the scores of its task"
-        if any(row["status"] == "finished" and row["value"] is None for row in rows):
-            yield f"{where} is finished and lacks a score"
+        told = {row["status"] for row in rows}
+        there = {None not in (row["value"], row["stderr"]) for row in rows}
+        if (told, there) not in (({"finished"}, {True}), ({"diverged"}, {False})):
+            yield f"{where} is called {' and '.join(sorted(told))}, and its scores tell otherwise"
 
 
 _TABLES = {value.name: value for value in vars(tables).values() if isinstance(value, tables.Table)}
