@@ -107,6 +107,19 @@ def better_run(repository: Repository, cell: str = SMALL, seed_index: int = 0) -
     rewrite(repository, path, lambda frame: better(frame, frame["seed_index"] == seed_index))
 
 
+def better_everywhere(repository: Repository) -> None:
+    """Let every run score higher, so that whichever is trained again gives the cheat away."""
+    jobs = [("race", cell, CHUNK) for cell in ("slow", "warm", "hot", *CELLS)]
+    for job in (*jobs, ("text", SMALL, "s00-00")):
+        rewrite(
+            repository,
+            layout.run(NAME, *job, "scores"),
+            lambda frame: frame.assign(
+                value=frame["value"].where(frame["score"] == "validation_loss", frame["value"] * 1.01)
+            ),
+        )
+
+
 @contextmanager
 def replaced(target: str, value: object) -> Iterator[None]:
     """A piece of the project's code replaced while the cheat computes."""
@@ -373,16 +386,17 @@ def same_seed_five_times_and_four_records_gone(repository: Repository) -> None:
     cover(repository, *EVERYTHING)
 
 
-@attack(13, "A27", spot_runs=7)
+@attack(13, "A27", spot_runs=1)
 def same_seed_five_times_and_nothing_told(repository: Repository) -> None:
-    better_run(repository)
+    better_everywhere(repository)
     cover(repository, *EVERYTHING)
 
 
 @attack(14, "A07")
 def seed_added(repository: Repository) -> None:
     record = forge.records(repository)[train_record(SMALL)]
-    record |= {"id": "train-race-b016-lr0.0015-s05-05-0001", "name": "race/b016-lr0.0015/s05-05", "outputs": []}
+    name = {"id": "train-race-b016-lr0.0015-s05-05-0001", "name": "race/b016-lr0.0015/s05-05"}
+    record |= name | {"outputs": []}
     with repository.inside():
         from gradnoise.registration.plan import load_plan
         from gradnoise.registration.seeds import derive_seeds, run_id
@@ -468,7 +482,11 @@ def one_float_beyond_the_old_maximum(repository: Repository) -> None:
     before = pq.read_metadata(repository.file(path)).row_group(0)
     place = pq.read_schema(repository.file(path)).get_field_index("stderr")
     old = before.column(place).statistics.max
-    rewrite(repository, path, lambda frame: frame.assign(stderr=frame["stderr"].where(frame["stderr"] < old, 2 * old)))
+    rewrite(
+        repository,
+        path,
+        lambda frame: frame.assign(stderr=frame["stderr"].where(frame["stderr"] < old, 2 * old)),
+    )
     content = repository.file(path).read_bytes()
     # The page has a right checksum; the footer still tells the old maximum.
     assert content.count(struct.pack("<d", 2 * old))
@@ -478,9 +496,12 @@ def one_float_beyond_the_old_maximum(repository: Repository) -> None:
     repository.commit("Fix")
 
 
-@attack(17, "A27", spot_runs=7)
+@attack(17, "A27", spot_runs=1)
 def one_float_edited_and_the_past_with_it(repository: Repository) -> None:
-    better_run(repository, LARGE, 2)
+    for cell in ("slow", "warm", "hot", *CELLS):
+        better_run(repository, cell, 2)
+    path = layout.run(NAME, "text", SMALL, "s00-00", "scores")
+    rewrite(repository, path, lambda frame: frame.assign(value=frame["value"] * 0.99))
     cover(repository, *EVERYTHING)
 
 
@@ -492,7 +513,8 @@ def rows_in_another_order(repository: Repository) -> None:
 
 @attack(19, "A11")
 def rows_twice(repository: Repository) -> None:
-    rewrite(repository, layout.run(NAME, "race", SMALL, CHUNK, "scores"), lambda frame: pd.concat([frame, frame[:3]]))
+    path = layout.run(NAME, "race", SMALL, CHUNK, "scores")
+    rewrite(repository, path, lambda frame: pd.concat([frame, frame[:3]]))
     cover(repository)
 
 
@@ -799,8 +821,8 @@ def other_draws_of_the_bootstrap(repository: Repository) -> None:
     from gradnoise.analysis.decisions import permutation_seed
 
     with (
-        replaced("gradnoise.analysis.beside.permutation_seed", lambda *given: permutation_seed(*given) + 1),
-        replaced("gradnoise.analysis.decisions.permutation_seed", lambda *given: permutation_seed(*given) + 1),
+        replaced("gradnoise.analysis.beside.permutation_seed", lambda *it: permutation_seed(*it) + 1),
+        replaced("gradnoise.analysis.decisions.permutation_seed", lambda *it: permutation_seed(*it) + 1),
     ):
         forge.rerun(repository, "analyse")
     before: Any = json.loads(repository.git("show", f"HEAD:{RESULTS}"))
@@ -905,7 +927,8 @@ def folder_is_a_link(repository: Repository) -> None:
 @attack(38, "A09")
 def table_is_a_pointer(repository: Repository) -> None:
     path = repository.file(layout.exposure_parts(NAME))
-    pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{sha256(path)}\nsize {path.stat().st_size}\n"
+    about = f"oid sha256:{sha256(path)}\nsize {path.stat().st_size}\n"
+    pointer = f"version https://git-lfs.github.com/spec/v1\n{about}"
     path.write_text(pointer)
 
 
@@ -960,8 +983,8 @@ def shallow(repository: Repository, depth: int) -> None:
 
 @attack(4, "A04")
 def object_replaced(repository: Repository) -> None:
-    # A replaced object that changes nothing yet: the next one may.
-    repository.git("replace", "--graft", "HEAD", "HEAD~1")
+    # Nothing depends on the commit that is passed over; another one could be.
+    repository.git("replace", "--graft", "HEAD", "HEAD~2")
 
 
 @attack(40, "A04")
@@ -980,15 +1003,10 @@ def history_deleted(repository: Repository) -> None:
 # 41 and on: of our own invention.
 
 
-@attack(41, "A27", spot_runs=7)
+@attack(41, "A27", "A28", spot_runs=1)
 def registered_anew_with_a_wider_margin(repository: Repository) -> None:
     # History, names and seeds in the records follow from the new plan; only the training does not.
     forge.rewrite_history(repository, plan=lambda plan: plan["tests"][7].update(low=-0.08, high=0.08))
-
-
-@attack(41, "A28", spot_runs=1)
-def registered_anew_and_one_run_asked_for(repository: Repository) -> None:
-    forge.rewrite_history(repository, plan=lambda plan: plan["matching"].update(target=0.94))
 
 
 @attack(42, "A07")
@@ -1128,9 +1146,15 @@ def another_page_by_script(repository: Repository) -> None:
     page_edited(repository, "</body>", "<script>document.body.textContent = 'corroborated'</script></body>")
 
 
-@attack(55, "A27", spot_runs=7)
+@attack(55, "A27", spot_runs=2)
 def arms_exchanged(repository: Repository) -> None:
-    paths = [layout.run(NAME, "race", cell, CHUNK, "scores") for cell in (SMALL, LARGE)]
+    for first, second in ((SMALL, LARGE), (MIDDLE, "warm"), ("slow", "hot")):
+        exchange(repository, [layout.run(NAME, "race", cell, CHUNK, "scores") for cell in (first, second)])
+    cover(repository, *EVERYTHING)
+
+
+def exchange(repository: Repository, paths: list[str]) -> None:
+    """Exchange the ICL of the runs of two jobs."""
     values = []
     for path in paths:
         frame = pq.read_table(repository.file(path)).to_pandas()
@@ -1143,7 +1167,6 @@ def arms_exchanged(repository: Repository) -> None:
 
     for path, other in zip(paths, reversed(values), strict=True):
         rewrite(repository, path, lambda frame, other=other: exchanged(frame, other))
-    cover(repository, *EVERYTHING)
 
 
 @attack(56, "A13")
@@ -1192,7 +1215,8 @@ def file_beside_the_study(repository: Repository) -> None:
 @attack(61, "A09")
 def second_out_for_a_path(repository: Repository) -> None:
     text = repository.file("dvc.lock").read_text()
-    stage = "\n  elsewhere:\n    cmd: x\n    outs:\n    - path: {path}\n      hash: md5\n      md5: {md5}\n      size: 1\n"
+    out = "    - path: {path}\n      hash: md5\n      md5: {md5}\n      size: 1\n"
+    stage = f"\n  elsewhere:\n    cmd: x\n    outs:\n{out}"
     repository.file("dvc.lock").write_text(text + stage.format(path=SCORES, md5="0" * 32).lstrip("\n"))
     amend(repository)
 
@@ -1224,7 +1248,7 @@ def attempt_older_than_the_lock(repository: Repository) -> None:
     cover(repository)
 
 
-@attack(64, "A04")
+@attack(64, "A08")
 def attempt_without_a_commit(repository: Repository) -> None:
     record = forge.records(repository)[train_record(SMALL)]
     forge.write_record(repository, record | {"commit": None})
@@ -1291,24 +1315,31 @@ def band_edited(repository: Repository) -> None:
 
 @attack(71, "A26")
 def rates_of_the_dry_run_edited(repository: Repository) -> None:
-    forge.rewrite_history(repository, lock=lambda lock: lock["dry_run"]["rates"][0].update(rate=0.0, stderr=0.0))
+    forge.rewrite_history(
+        repository, lock=lambda lock: lock["dry_run"]["rates"][0].update(rate=0.0, stderr=0.0)
+    )
 
 
 @attack(71, "A26")
 def verdicts_of_the_dry_run_edited(repository: Repository) -> None:
     def change(lock: Json) -> None:
         stored = lock["dry_run"]["verdicts"]["rise"]["H1"]
-        lock["dry_run"]["verdicts"]["rise"]["H1"] = "m" * len(stored)
+        told = stored.translate(str.maketrans("mnu", "umm"))
+        lock["dry_run"]["verdicts"]["rise"]["H1"] = told
         for rate in lock["dry_run"]["rates"]:
             if (rate["truth"], rate["hypothesis"]) == ("rise", "H1"):
-                rate |= {"rate": float(rate["verdict"] == "met"), "stderr": 0.0}
+                share = told.count({"met": "m", "not_met": "n"}[rate["verdict"]]) / len(told)
+                rate |= {"rate": share, "stderr": (share * (1 - share) / len(told)) ** 0.5}
 
     forge.rewrite_history(repository, lock=change)
 
 
-@attack(72, "A28", spot_runs=7)
+@attack(72, "A28", spot_runs=1)
 def losses_edited(repository: Repository) -> None:
-    path = layout.run(NAME, "race", SMALL, CHUNK, "trajectory")
+    for cell in ("slow", "warm", "hot", *CELLS):
+        path = layout.run(NAME, "race", cell, CHUNK, "trajectory")
+        rewrite(repository, path, lambda frame: frame.assign(loss_hash=frame["loss_hash"].str[::-1]))
+    path = layout.run(NAME, "text", SMALL, "s00-00", "trajectory")
     rewrite(repository, path, lambda frame: frame.assign(loss_hash=frame["loss_hash"].str[::-1]))
     cover(repository)
 
@@ -1332,16 +1363,6 @@ def code_not_locked(repository: Repository) -> None:
     forge.rewrite_history(repository, lock=change)
 
 
-@attack(76, "A09")
-def record_of_a_failure_deleted_and_renumbered(repository: Repository) -> None:
-    # The failed attempt is taken away and the next one takes its number: the record is another file.
-    folder = layout.attempts(NAME)
-    second = forge.records(repository)[train_record(MIDDLE, 2)]
-    repository.file(f"{folder}/{train_record(MIDDLE, 2)}.json").unlink()
-    forge.write_record(repository, second | {"id": train_record(MIDDLE), "attempt": 1})
-    cover(repository)
-
-
 @attack(77, "A08")
 def schedule_of_a_run_edited(repository: Repository) -> None:
     # The runs of the small batch are said to have seen more sequences than they did.
@@ -1362,13 +1383,26 @@ def settings_with_a_key_twice(repository: Repository) -> None:
     amend(repository)
 
 
-@attack(80, "A11")
-def diverged_run_called_finished(repository: Repository) -> None:
-    # And the other way round: a run of low ICL is called diverged, and drops out of every test.
-    path = layout.run(NAME, "race", SMALL, CHUNK, "scores")
-    rewrite(
-        repository,
-        path,
-        lambda frame: frame.assign(status=frame["status"].mask(frame["seed_index"] == 3, "diverged")),
-    )
+def called_diverged(repository: Repository, cells: tuple[str, ...], *, nulls: bool) -> None:
+    """Let runs that are not wanted drop out of every comparison."""
+
+    def change(frame: pd.DataFrame) -> pd.DataFrame:
+        where = frame["seed_index"] == 3
+        frame = frame.assign(status=frame["status"].mask(where, "diverged"))
+        if not nulls:
+            return frame
+        return frame.assign(value=frame["value"].mask(where), stderr=frame["stderr"].mask(where))
+
+    for cell in cells:
+        rewrite(repository, layout.run(NAME, "race", cell, CHUNK, "scores"), change)
     cover(repository, *EVERYTHING)
+
+
+@attack(80, "A11")
+def finished_run_called_diverged(repository: Repository) -> None:
+    called_diverged(repository, (SMALL,), nulls=False)
+
+
+@attack(80, "A27", spot_runs=2)
+def finished_run_called_diverged_and_its_scores_gone(repository: Repository) -> None:
+    called_diverged(repository, ("slow", "warm", "hot", *CELLS), nulls=True)

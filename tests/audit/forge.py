@@ -1,4 +1,4 @@
-"""What a skilled cheat does to cover his tracks: every file that names another one is made to agree with it."""
+"""What a skilled cheat does to cover his tracks: every file that names another is made to agree with it."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ Json = dict[str, Any]
 
 
 def rewrite(repository: Repository, path: str, change: Callable[[pd.DataFrame], pd.DataFrame]) -> None:
-    """Change the rows of a table and write it as the project writes it: checksums and statistics are right."""
+    """Change the rows of a table and write it as the project does: checksums and statistics are right."""
     with repository.inside():
         notes = {key.decode(): value.decode() for key, value in (pq.read_schema(path).metadata or {}).items()}
         table, label = TABLES[notes.pop("table")], notes.pop("label")
@@ -202,7 +202,7 @@ def _plain(value: Any) -> Any:
 
 
 def rename(repository: Repository, *, seeds: bool) -> None:
-    """Give every run the name that today's plan gives it, and in the records its seed, but not its training."""
+    """Give every run the name that today's plan gives it, and its seed in the records, but not its training."""
     with repository.inside():
         plan, study = load_plan(PLAN), load_study(NAME)
         new = {(run.block, run.cell, run.seed_index): run for run in planned_runs(plan, study, plan._beacon)}
