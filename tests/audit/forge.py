@@ -202,7 +202,7 @@ def _plain(value: Any) -> Any:
 
 
 def rename(repository: Repository, *, seeds: bool) -> None:
-    """Give every run the name that today's plan gives it, and its seed in the records, but not its training."""
+    """Give every run the name that today's plan gives it, and its record the seed, but not the training."""
     with repository.inside():
         plan, study = load_plan(PLAN), load_study(NAME)
         new = {(run.block, run.cell, run.seed_index): run for run in planned_runs(plan, study, plan._beacon)}
