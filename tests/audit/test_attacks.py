@@ -14,8 +14,8 @@ from gradnoise.provenance.audit.audit import audit
 NEVER_ALONE = {
     "A01": "where plan or settings do not load, nothing can be held against them",
     "A28": "what it looks at is in a table that A27 makes again",
-    "A10": "what is changed after its commit, A13 (tables made again from the runs) or A25 (the log) sees too",
-    "A11": "what a table hides, A13 sees too: it makes the tables of phase measure again and reads the others",
+    "A10": "what is changed after its commit, A13 (tables made again) or A25 (the log) sees too",
+    "A11": "what a table hides, A13 sees too: it makes the tables of phase measure again",
     "A23": "what is typed into the page trips A22, into a caption A24, into the template A05",
 }
 
