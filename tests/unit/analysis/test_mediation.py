@@ -72,6 +72,25 @@ def test_interval_is_the_studentised_bootstrap_over_all_resamples_of_seeds() -> 
     assert (found.low, found.high) == pytest.approx((estimate - upper * se, estimate - lower * se), rel=1e-9)
 
 
+def collinear_but_for(seeds: int) -> pd.DataFrame:
+    """Five seeds; only in the last `seeds` of them is the mediator more than the predictor."""
+    draw = np.random.default_rng(5)
+    frame = pd.DataFrame([(s, x) for s in range(5) for x in draw.normal(0, 1, 4)], columns=["seed", "x"])
+    frame["m"] = 0.3 * frame["x"] + draw.normal(0, 1, 20) * (frame["seed"] >= 5 - seeds)
+    return frame.assign(y=frame["m"] + draw.normal(0, 0.1, 20))
+
+
+def test_a_resample_that_does_not_tell_mediator_from_predictor_is_left_out() -> None:
+    # Otherwise the interval rests on what rounding leaves, and changes with the unit of the predictor.
+    frame = collinear_but_for(2)
+    found, other = mediation(frame, "y", "x", "m"), mediation(frame.assign(x=frame["x"] / 3), "y", "x", "m")
+    assert (other.low, other.high, other.p) == pytest.approx(
+        (3 * found.low, 3 * found.high, found.p), rel=1e-6
+    )
+    with pytest.raises(InputError, match="indirect effect: does not vary"):
+        mediation(collinear_but_for(1), "y", "x", "m")
+
+
 def test_pingouins_path_from_the_mediator_leaves_the_predictor_out() -> None:
     table = pingouin.mediation_analysis(D10, x="pne", m="sharp", y="icl", n_boot=10, seed=1)
     path = table.set_index("path")["coef"]["Y ~ sharp"]

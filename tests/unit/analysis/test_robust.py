@@ -157,6 +157,12 @@ def test_studentised_bootstrap_is_the_definition_over_all_resamples() -> None:
     assert (found.p <= 0.05) == (found.low > 0 or found.high < 0)
 
 
+def test_no_bootstrap_p_is_below_what_so_few_clusters_can_show() -> None:
+    found = seed_bootstrap([0.1201, 0.1199, 0.1212, 0.1190, 0.1205])
+    # The rarest resamples are one cluster four times and another once: 5 of 5^5 - 5 that have an error.
+    assert found.p == pytest.approx(2 * 5 / (5**5 - 5))
+
+
 def test_drawn_bootstraps_come_near_the_listed_ones_and_repeat() -> None:
     values = np.append(SLOPES, [0.012, 0.021, 0.017])
     listed, drawn = seed_bootstrap(values), seed_bootstrap(values, draws=6000, seed=3)

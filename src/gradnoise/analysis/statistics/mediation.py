@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 Array = NDArray[np.float64]
 
+# Predictor and mediator that leave each other this share of their variation, or less, are one thing.
+_ALIKE = 1e-9
+
 
 @dataclass(frozen=True)
 class Path:
@@ -150,10 +153,12 @@ def _jackknife(products: Array, counts: NDArray[np.int64]) -> tuple[Array, Array
 def _indirect(products: Array) -> Array:
     xx, xm, xy = products[..., 0, 0], products[..., 0, 1], products[..., 0, 2]
     mm, my = products[..., 1, 1], products[..., 1, 2]
-    # A resample whose clusters do not determine the paths has none: its NaN is left out by the caller.
-    with np.errstate(divide="ignore", invalid="ignore"):
-        b = (my * xx - xm * xy) / (mm * xx - xm**2)
-        return np.asarray(xm / xx * b)
+    # A resample whose clusters do not determine the paths has none: its NaN is left out by the caller. What
+    # rounding leaves of a cluster that was taken out is no variation.
+    determinant = mm * xx - xm**2
+    there = (xx > _ALIKE * xx.max()) & (determinant > _ALIKE * mm * xx)
+    b = (my * xx - xm * xy) / np.where(there, determinant, np.nan)
+    return np.asarray(xm / np.where(there, xx, np.nan) * b)
 
 
 def _check(products: Array, sizes: Array, left: int, names: list[str]) -> None:

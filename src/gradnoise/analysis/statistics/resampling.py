@@ -141,7 +141,10 @@ def resamples(clusters: int, draws: int, seed: int) -> tuple[NDArray[np.int64], 
 def studentised(
     estimate: float, se: float, t: Array, weights: Array, level: float
 ) -> tuple[float, float, float]:
-    """Interval and two-sided p for 0 from bootstrap t values of given probabilities."""
+    """Interval and two-sided p for 0 from bootstrap t values of given probabilities.
+
+    p is at least twice the share of the rarest resample: so few clusters cannot show a p of 0.
+    """
     order = np.argsort(t, kind="stable")
     t, shares = t[order], np.cumsum(weights[order]) / weights.sum()
     tail = (1 - level) / 2
@@ -149,7 +152,8 @@ def studentised(
     observed = estimate / se
     total = weights.sum()
     beyond = min(float(weights[order][t <= observed].sum()), float(weights[order][t >= observed].sum()))
-    return estimate - float(upper) * se, estimate - float(lower) * se, min(1.0, 2 * beyond / float(total))
+    p = min(1.0, 2 * max(beyond, float(weights.min())) / float(total))
+    return estimate - float(upper) * se, estimate - float(lower) * se, p
 
 
 def wild_bootstrap(

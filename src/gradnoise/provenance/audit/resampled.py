@@ -261,8 +261,9 @@ def _studentised(
     reached, tail = np.cumsum(weights) / weights.sum(), (1 - level) / 2
     low, high = (t[min(int(np.searchsorted(reached, q)), len(t) - 1)] for q in (1 - tail, tail))
     observed = estimate / stderr
-    beyond = min(weights[t <= observed].sum(), weights[t >= observed].sum()) / weights.sum()
-    return estimate - float(low) * stderr, estimate - float(high) * stderr, min(1.0, 2 * float(beyond))
+    beyond = min(weights[t <= observed].sum(), weights[t >= observed].sum())
+    p = min(1.0, 2 * float(max(beyond, weights.min()) / weights.sum()))
+    return estimate - float(low) * stderr, estimate - float(high) * stderr, p
 
 
 def _beyond(values: Array, observed: float, alternative: str, near: float) -> NDArray[np.bool_]:
