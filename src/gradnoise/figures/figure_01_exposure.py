@@ -132,7 +132,7 @@ def _fits_said(data: pa.Table, results: Mapping[str, Any]) -> str:
         said += "Solid line: mixed model with seed as the random factor"
         level = results["thresholds"].get("level")
         said += (
-            f", with a pointwise {percent(level)} band (t over the seeds' own lines). "
+            f", with a pointwise {percent(level)} band (Kenward-Roger). "
             if _band(line)
             else ". "
         )
