@@ -131,11 +131,7 @@ def _fits_said(data: pa.Table, results: Mapping[str, Any]) -> str:
     if line:
         said += "Solid line: mixed model with seed as the random factor"
         level = results["thresholds"].get("level")
-        said += (
-            f", with a pointwise {percent(level)} band (Kenward-Roger). "
-            if _band(line)
-            else ". "
-        )
+        said += f", with a pointwise {percent(level)} band (Kenward-Roger). " if _band(line) else ". "
     if marks(data, mark="isotonic"):
         said += "Dashed step: isotonic fit, descriptive."
     return said
