@@ -110,12 +110,16 @@ def test_what_was_built_before_its_code_was_committed_is_not_published(copy: Pro
     assert commits(copy) == before + 1
 
 
-def test_ci_ends_with_the_question_whether_the_published_study_is_fresh() -> None:
+def test_ci_asks_whether_the_published_study_is_fresh_and_audits_it() -> None:
     """Read and not run: it is the whole suite. No failure is passed over."""
     text = (ROOT / ".ci/run").read_text()
     lines = [line for line in text.splitlines() if line and not line.startswith("#")]
     assert lines[0] == "set -euo pipefail"
-    assert lines[-3:] == ["make test", ".venv/bin/dvc pull --quiet", "make fresh"]
+    asked = lines.index("make test")
+    assert lines[asked : asked + 3] == ["make test", ".venv/bin/dvc pull --quiet", "make fresh"]
+    audit = '  gradnoise audit --study "$(python workflow/scripts/published.py name)"'
+    assert audit in lines[asked + 3 :]
+    assert not any("||" in line for line in lines[asked:])
 
 
 @pytest.mark.parametrize("state", ["modified", "staged", "untracked"])
